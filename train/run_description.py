@@ -14,7 +14,7 @@ from train.inputs.run_inputs import Inputs
 from train.objectives.base import Objective
 from train.parametrization import Parametrization
 from train.run.run_dir import RunDir
-from zoo.attention import attention
+from zoo.attention import recorded_calls
 from zoo.batch import Batch
 from zoo.models import Model, parameter_count
 from zoo.precision import DTYPES, cast_params
@@ -68,7 +68,7 @@ def describe_loss(
     seeds = jax.ShapeDtypeStruct((run.data.batch, 2), jnp.uint32)
     init = parameters.trained.init
     params, carry = jax.eval_shape(lambda: (init(jax.random.key(0)), model.init_carry(run.data.batch)))
-    with attention.record_calls() as calls, loss_chunks.record_logits() as traced:
+    with recorded_calls.record_calls() as calls, loss_chunks.record_logits() as traced:
         jax.eval_shape(loss, params, batch, seeds, objective.frozen_inputs(), parameters.base, carry)
     logits = loss_chunks.describe_logits(traced, mesh.size * run.accumulate)
-    return {"attention": attention.describe_calls(calls) or "none"} | ({"logits": logits} if logits else {})
+    return {"attention": recorded_calls.describe_calls(calls) or "none"} | ({"logits": logits} if logits else {})

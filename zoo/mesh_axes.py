@@ -12,3 +12,14 @@ EXPERT = "expert"
 """The axis over which experts are divided."""
 FSDP = "fsdp"
 """The axis over which parameters are divided along their width, and gathered where they are used."""
+
+
+def divides_heads(devices: int, heads: int, groups: int) -> bool:
+    """Return whether the all-to-all of attention can give each device a part of the heads.
+
+    Args:
+        devices: number of devices along `POSITIONS`.
+        heads: query heads that they share.
+        groups: key/value heads; those that several devices need are repeated.
+    """
+    return heads % devices == 0 and (groups % devices == 0 or devices % groups == 0)

@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.flops.kernel_flops import KernelRun, kernel_flops
 from benchmarks.hlo.hlo_parser import COLLECTIVES, ExecutedInstruction, Module
 from benchmarks.hlo.instructions import HOST, Array, Computation, Instruction
-from zoo.attention.attention import Call
+from zoo.attention.recorded_calls import Call
 from zoo.ops.ragged_product import Product
 
 FREE = {

@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Hashable, Iterable, Sequence
 
-from zoo.attention.attention import Call
+from zoo.attention.recorded_calls import Call
 from zoo.ops.ragged_product import Product
 
 BACKWARD = 2.5

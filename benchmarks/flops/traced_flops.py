@@ -12,7 +12,7 @@ from typing import Any
 from jax.interpreters import partial_eval
 
 from benchmarks.flops.kernel_flops import RECOMPUTED, KernelRun, attention_passes, is_backward, kernel_flops, scope_of
-from zoo.attention.attention import Call
+from zoo.attention.recorded_calls import Call
 from zoo.ops.ragged_product import Product
 
 _MEAN = re.compile(r"\bmean_trips_([\d.]+)_of_(\d+)$")

@@ -26,7 +26,7 @@ from train.parametrization import parametrization_of
 from train.rollouts.sampler import cache_slots
 from train.step.assembly import assemble
 from zoo import configs, models
-from zoo.attention import attention
+from zoo.attention.recorded_calls import Call, record_calls
 from zoo.batch import Batch
 from zoo.errors import BadInput, require
 from zoo.generation.decode_loop import unroll_layers
@@ -59,7 +59,7 @@ class Program:
     """Bytes that a device has in the memory of its host."""
     limit: int | None
     """Bytes of a device that the compiler may use, if it gave up because it ran out of device memory; else None."""
-    calls: tuple[attention.Call, ...]
+    calls: tuple[Call, ...]
     """Calls of attention, as they were traced."""
     products: tuple[ragged_product.Product, ...]
     """Products of the groups of rows of experts, as they were traced."""
@@ -120,7 +120,7 @@ def compile_run(run: run_config.Run, mode: Mode, target: Target, options: Mappin
         raise BadInput(f"--mesh {shape}: it does not fit the torus of {target.name} ({reason}); choose another") from None
     device_mesh.check_mesh(run, mesh)
     began = time.perf_counter()
-    recorders = attention.record_calls(), ragged_product.record_products(), loss_chunks.record_logits()
+    recorders = record_calls(), ragged_product.record_products(), loss_chunks.record_logits()
     with (
         recorders[0] as calls,
         recorders[1] as products,

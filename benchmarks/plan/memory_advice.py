@@ -14,6 +14,7 @@ from train.config.declaration import TokenOptions
 from train.config.run_config import Run
 from train.engine import device_mesh
 from zoo.attention import attention
+from zoo.attention.recorded_calls import Call
 from zoo.errors import BadInput
 
 LOGITS = "unembed"
@@ -93,7 +94,7 @@ def _candidates(program: Program, large: list[LargeArray], memory: int) -> Itera
     yield Advice(options="--target", reason="a larger slice, or devices with more memory", change=lambda run: run)
 
 
-def _has_weights(array: LargeArray, call: attention.Call) -> bool:
+def _has_weights(array: LargeArray, call: Call) -> bool:
     """Return whether an array may contain attention weights, of one layer or of all: its last axes are queries and keys.
 
     The names of operations do not tell: the weights of all layers are stored by the loop over them.

@@ -290,7 +290,9 @@ def mesh_candidates(run: run_config.Run, mode: Mode, target: Target) -> Iterator
     parts, policies = _divisors(devices), {"moments": run.optim.moments, "offload": run.optim.offload}
     for fsdp, tensor, sequence in itertools.product(parts, parts, parts if mode == "train" else [1]):
         data, rest = divmod(devices, fsdp * tensor * sequence)
-        divides = run.model.heads % (tensor * sequence) == 0 and run.data.length % sequence == 0
+        # Where the devices do not divide the heads, attention is a ring, unless the run excludes that.
+        head_devices = tensor * (sequence if run.model.compute.sequence == "all_to_all" else 1)
+        divides = run.model.heads % head_devices == 0 and run.data.length % sequence == 0
         if rest or not divides or rows % (data * fsdp) or data * fsdp % target.slices:
             continue
         counts = [rows // (data * fsdp)] if sequence > 1 else _divisors(rows // (data * fsdp))

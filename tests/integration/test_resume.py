@@ -429,6 +429,7 @@ def test_a_killed_run_of_another_family_ends_with_the_same_bits(recipe: str) -> 
     [
         ("gpt-nano", SHARDED, TWO),
         ("gpt-nano", POSITIONS, TWO),
+        ("gpt-nano", (*POSITIONS, "--model.compute.sequence", "ring"), TWO),
         ("gpt-nano", ("--engine", "pmap"), TWO),
         ("gpt-nano", ("--mesh.slices", "2", "--mesh.fsdp", "2"), TWO),
         ("t5-nano", (), TWO),

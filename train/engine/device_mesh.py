@@ -11,7 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from train.config import mesh_sizes, run_config
 from zoo import models
 from zoo.errors import require
-from zoo.mesh_axes import HEADS, POSITIONS
+from zoo.mesh_axes import HEADS, POSITIONS, divides_heads
 from zoo.sharding import BATCH, shardings
 
 
@@ -134,7 +134,7 @@ def memory_kinds(device: Any) -> list[str]:
 
 
 def check_heads(model: Any, mesh: Mesh) -> None:
-    """Refuse the heads of a model's configuration if the mesh does not divide them: see `zoo.attention.local_arrays`.
+    """Refuse the heads of a model's configuration if the mesh does not divide them, over `sequence` if its form needs that.
 
     Raises:
         BadInput: names the numbers of devices that divide them.
@@ -142,11 +142,14 @@ def check_heads(model: Any, mesh: Mesh) -> None:
     tensor, devices = mesh.shape[HEADS], mesh.shape[POSITIONS]
     fix = f"it does not divide the {model.heads} heads; choose one of {', '.join(map(str, mesh_sizes.divisors(model.heads)))}"
     require(model.heads % tensor == 0, "mesh.tensor", tensor, fix)
+    if model.compute.sequence != "all_to_all":
+        return
     heads, groups = model.heads // tensor, max(1, getattr(model, "kv_heads", model.heads) // tensor)
-    valid = [number for number in mesh_sizes.divisors(heads) if number % groups == 0 or groups % number == 0]
+    valid = [number for number in mesh_sizes.divisors(heads) if divides_heads(number, heads, groups)]
     local = f" that each device has by --mesh.tensor {tensor}" if tensor > 1 else ""
     grouped = f" and {groups} key/value heads" if groups < heads else ""
-    fix = f"it does not divide the {heads} heads{grouped}{local}; choose one of {', '.join(map(str, valid))}"
+    fix = f"choose one of {', '.join(map(str, valid))}, or --model.compute.sequence ring"
+    fix = f"it does not divide the {heads} heads{grouped}{local}; {fix}"
     require(devices in valid, "mesh.sequence", devices, fix)
 
 

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -28,9 +28,12 @@ from zoo.attention.biases import Bias, distance_flops
 from zoo.attention.kernel_check import first_uses
 from zoo.attention.kernels import Kernel
 from zoo.attention.kernels.reference import reference
-from zoo.attention.local_arrays import on_local_arrays
+from zoo.attention.local_arrays import heads_are_divided, on_local_arrays, sequence_devices
 from zoo.attention.masks import Mask
+from zoo.attention.recorded_calls import record_call
 from zoo.attention.request import Request, refuse_unless
+from zoo.attention.ring import Ring, on_ring
+from zoo.attention.ring_layout import Division
 from zoo.errors import BadInput, install_advice
 from zoo.sharding import target_device_kind, target_platform
 
@@ -46,6 +49,7 @@ def attention(
     dropout: tuple[float, UInt32[Array, "B 2"]] | None = None,
     sinks: Float[Array, " N"] | None = None,
     impl: str = "auto",
+    sequence: str = "auto",
 ) -> Float[Array, "B T N H"]:
     """Return softmax(scale * q k^T + bias, over the pairs that `mask` allows) v; K divides N (grouped heads).
 
@@ -56,6 +60,8 @@ def attention(
     dropped.
 
     Under a mesh the implementation runs on local arrays in `jax.shard_map`: batch over data, fsdp and expert, heads over tensor.
+    `sequence` says how it uses the devices that have other positions of the same examples: `all_to_all` (see `local_arrays`),
+    `ring` (see `zoo.attention.ring`), or `auto`: all_to_all where they divide the heads, else ring.
 
     On an accelerator, the numbers of an implementation with a set of features are checked before a process uses them the first
     time; see `zoo.attention.kernel_check`.
@@ -65,13 +71,21 @@ def attention(
             the implementation computes wrong numbers on this device.
     """
     request = Request.of(q, k, v, mask, bias, dropout, sinks)
+    form = sequence_form(sequence, request)
+    # A ring needs a query for each device: one query, as in decoding, is computed on all devices alike.
+    is_ring = form == "ring" and 1 < sequence_devices() <= request.shape[1]
+    division = Division.of(sequence_devices(), q.shape[1], k.shape[1], mask, bias) if is_ring else None
+    if division is not None:
+        request = division.of_chunk(request, mask)
     line = auto_line(request, target_platform(), target_device_kind()) if impl == "auto" else None
     name = choose(impl, request) if line is None else line.implementation
-    scope = SCOPE
-    if (calls := _choices.get()) is not None:
-        scope = f"{SCOPE}{len(calls)}"
-        products = distance_flops(bias) if find_implementation(name).multiplies_distances else 0.0
-        calls.append(Call(name=name, request=request, mask=mask, scope=scope, line=line, distance_flops=products))
+
+    def scope(request: Request, mask: Mask, products: float) -> str:
+        """Record a call of the implementation, and return its name scope."""
+        products = products if find_implementation(name).multiplies_distances else 0.0
+        ring = 0 if division is None else division.devices
+        return record_call(name=name, request=request, mask=mask, line=line, distance_flops=products, ring=ring)
+
     scale = float(q.shape[-1] ** -0.5) if scale is None else scale
     rate, seed = dropout if dropout is not None and dropout[0] > 0 else (0.0, None)
     heads = jnp.arange(q.shape[2], dtype=jnp.uint32)
@@ -83,9 +97,13 @@ def attention(
     # A plug-in that takes the name of one of the zoo does not affect "auto".
     row = IMPLEMENTATIONS[name] if impl == "auto" else find_implementation(name)
     first_uses.check(name, row.load(), request, mask, bias)
+    if division is not None:
+        kernel: Any = row.load()
+        ring = Ring(kernel=kernel, division=division, scale=scale, rate=rate, request=request, scope=scope)
+        return on_ring(ring, q, k, v, mask, bias, seed, heads, sinks)
     run = functools.partial(row.load(), scale=scale, rate=rate)
-    with jax.named_scope(scope):
-        return on_local_arrays(run, q, k, v, mask, bias, seed, heads, sinks)
+    with jax.named_scope(scope(request, mask, distance_flops(bias))):
+        return on_local_arrays(run, q, k, v, mask, bias, seed, heads, sinks, exchange=form == "all_to_all")
 
 
 # --- implementations ------------------------------------------------------------------------------------------------------------
@@ -138,6 +156,8 @@ ALL_FEATURES = frozenset(
     {"causal", "window", "key lengths", "segments", "positions", "ranks", "explicit mask"}
     | {"dense bias", "bucket bias", "relative bias", "dropout", "grouped heads", "sinks"}
 )
+RING = "ring"
+"""The feature of implementations that also compute a chunk of the keys: `zoo.attention.kernels.ChunkKernel`."""
 EVERYWHERE = frozenset({"cpu", "gpu", "tpu"})
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
@@ -146,7 +166,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     ),
     "xla": Implementation(module="zoo.attention.kernels.dense_xla", function="xla", platforms=EVERYWHERE, features=ALL_FEATURES),
     "blocked": Implementation(
-        module="zoo.attention.kernels.blocked", function="blocked", platforms=EVERYWHERE, features=ALL_FEATURES
+        module="zoo.attention.kernels.blocked", function="blocked", platforms=EVERYWHERE, features=ALL_FEATURES | {RING}
     ),
     "cudnn": Implementation(
         module="zoo.attention.kernels.cudnn",
@@ -175,7 +195,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         module="zoo.attention.kernels.flash_tpu",
         function="flash_tpu",
         platforms=frozenset({"tpu"}),
-        features=ALL_FEATURES - {"explicit mask", "dense bias"},
+        features=ALL_FEATURES - {"explicit mask", "dense bias"} | {RING},
         limits="unsupported_reason",
         is_interpretable=True,
         multiplies_distances=True,
@@ -184,7 +204,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         module="zoo.attention.kernels.flash_gpu",
         function="flash_gpu",
         platforms=frozenset({"gpu"}),
-        features=ALL_FEATURES - {"explicit mask", "dense bias"},
+        features=ALL_FEATURES - {"explicit mask", "dense bias"} | {RING},
         limits="unsupported_reason",
         is_interpretable=True,
     ),
@@ -236,7 +256,7 @@ def implementation_names() -> list[str]:
 
 
 def _is_implementation(value: Any) -> bool:
-    return isinstance(value, Implementation) and value.features <= ALL_FEATURES and value.platforms <= EVERYWHERE
+    return isinstance(value, Implementation) and value.features <= ALL_FEATURES | {RING} and value.platforms <= EVERYWHERE
 
 
 def choose(impl: str, request: Request, platform: str | None = None, kind: str | None = None) -> str:
@@ -260,62 +280,27 @@ def choose(impl: str, request: Request, platform: str | None = None, kind: str |
     return impl
 
 
+def sequence_form(sequence: str, request: Request) -> str:
+    """Return the form of attention over devices with other positions, all_to_all or ring, that `auto` stands for.
+
+    Raises:
+        BadInput: an unknown form.
+    """
+    refuse_unless(sequence in FORMS, f"there is no form {sequence!r} of the sequence axis; choose {', '.join(FORMS)}")
+    if sequence != "auto":
+        return sequence
+    return "all_to_all" if heads_are_divided(*request.shape[3:5]) else "ring"
+
+
+FORMS = ("auto", "all_to_all", "ring")
+
+
 def auto_line(request: Request, platform: str, kind: str) -> Line:
     """Return the line of `auto` that a request follows on a kind of device."""
     lines = auto.device_lines(platform, kind).lines
+    if RING in request.features:
+        lines += (Line(implementation="blocked", source="supports every ring"),)
     return auto.matching_line(lines, request, lambda name: IMPLEMENTATIONS[name].unsupported_reason(request, platform) is None)
-
-
-SCOPE = "attention"
-"""The `jax.named_scope` of a call, which prefixes its operations in profiles and in compiled programs."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Call:
-    """A traced call of `attention`."""
-
-    name: str
-    """The implementation it runs on."""
-    request: Request
-    mask: Mask
-    scope: str
-    """The name scope of its operations: `SCOPE` and the number of the call."""
-    line: Line | None = None
-    """The line of `auto` that chose it; None: it was chosen by name."""
-    distance_flops: float = 0.0
-    """FLOPs of the products of queries and distances in a forward pass over all examples, if kernels compute them."""
-
-    @property
-    def flops(self) -> float:
-        """FLOPs of both matrix products of a forward pass over all examples, for the pairs that causality and a window allow."""
-        b, t, s, n, _, h = self.request.shape
-        pairs = float(t * s)
-        if self.mask.query_positions is None and self.mask.key_positions is None:
-            # Up to its own position, query i sees the last `window` of i + 1 keys; without causality, equally many after it.
-            window = s if self.mask.window is None else self.mask.window
-            before = sum(min(i + 1, window, s) for i in range(t))
-            pairs = before if self.mask.causal else pairs if self.mask.window is None else min(pairs, 2 * before - t)
-        return 4.0 * b * n * h * pairs
-
-    @property
-    def dense_flops(self) -> float:
-        """FLOPs of both matrix products of a forward pass over all examples, for all pairs."""
-        b, t, s, n, _, h = self.request.shape
-        return 4.0 * b * n * h * t * s
-
-
-_choices: contextvars.ContextVar[list[Call] | None] = contextvars.ContextVar("choices", default=None)
-
-
-@contextlib.contextmanager
-def record_calls() -> Iterator[list[Call]]:
-    """Collect the calls traced inside the block: a run reports what `auto` chose, a plan counts what kernels compute."""
-    calls: list[Call] = []
-    token = _choices.set(calls)
-    try:
-        yield calls
-    finally:
-        _choices.reset(token)
 
 
 _watched: contextvars.ContextVar[list[np.ndarray] | None] = contextvars.ContextVar("watched", default=None)
@@ -379,16 +364,3 @@ def auto_reasons() -> list[tuple[str, str, str]]:
     """Return (implementation, requests, reason) of each line of `auto` on this device; [] on a CPU."""
     device = auto.device_lines(target_platform(), target_device_kind())
     return [(line.implementation, line.requests, line.reason) for line in device.lines if device is not auto.CPU]
-
-
-def describe_calls(calls: Sequence[Call]) -> str:
-    """Name the implementations of calls, on an accelerator with the lines of `auto` that chose them and the reasons."""
-    device = auto.device_lines(target_platform(), target_device_kind())
-    by_name: dict[str, list[str]] = {}
-    for call in sorted(calls, key=lambda call: call.name):
-        reasons = by_name.setdefault(call.name, [])
-        if call.line is not None and device is not auto.CPU:
-            reasons.append(f"{call.line.requests}: {call.line.reason}")
-    note = f"; {device.note}" if device.note and any(by_name.values()) else ""
-    texts = [f"{name} (auto, {'; '.join(dict.fromkeys(reasons))})" if reasons else name for name, reasons in by_name.items()]
-    return ", ".join(texts) + note

@@ -143,6 +143,10 @@ class ByDistance(Distanced):
         rows = jnp.broadcast_to(parts.T[:, :, None], (*parts.T.shape[:2], size, 2 * size))  # [N, tiles, size, 2 * size]
         return positions.relative_shift(rows, None, first=size - 1, keys=size), before
 
+    def slice_tile(self, tile: Tile) -> "ByDistance":
+        # In the tile, distances count from another diagonal.
+        return dataclasses.replace(super().slice_tile(tile), constant_from=None)
+
     def tile_size(self, block_q: int, block_k: int, s: int) -> tuple[int, int]:
         # The values are stored for every row of a tile.
         return block_q // 2, block_k

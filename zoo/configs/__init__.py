@@ -40,6 +40,7 @@ Objective = Literal[
 ]
 Implementation = Literal["auto", "reference", "xla", "blocked", "cudnn", "tokamax", "splash", "flash_tpu", "flash_gpu"]
 Precision = Literal["auto", "float32", "bfloat16"]
+SequenceForm = Literal["auto", "all_to_all", "ring"]
 Remat = Literal["none", "full", "attention", "save_out", "save_qkv", "save_mlp", "save_dots", "offload"]
 
 
@@ -100,6 +101,9 @@ class Compute:
 
     attention: Implementation | str = "auto"
     """Attention implementation, also one of a plug-in; it is an error if it does not support the attention of the model."""
+    sequence: SequenceForm = "auto"
+    """Use that attention makes of the devices of `--mesh.sequence`. all_to_all: each takes all positions of a part of the heads;
+    ring: keys and values pass from device to device; auto: all_to_all where the devices divide the heads, else ring."""
     remat: Remat = "none"
     """Recomputation in the backward pass. none: nothing; full: layers; attention: all but attention, whose output is kept.
     save_out also keeps the projection of that output; save_qkv and save_mlp also those of queries, keys and values or the first

@@ -108,7 +108,7 @@ class Block(nnx.Module):
         self, x: Float[Array, "B T D"], mask: Mask, seeds: Seeds, past: KVCacheView | None, layer: LayerIndex
     ) -> tuple[Float[Array, "B T D"], KVCacheView | None]:
         cfg, attention_seeds = self.cfg, fold_seeds(seeds, ATTENTION_SITE)
-        options = {"dropout": cfg.attention_dropout, "seeds": attention_seeds, "impl": cfg.compute.attention}
+        options = {"dropout": cfg.attention_dropout, "seeds": attention_seeds, "compute": cfg.compute}
         y, past = self.attention(self.norm1(x), mask, past, layer, **options)
         x = x + dropout(y, cfg.dropout, seeds, RESIDUAL_SITE)
         return x + dropout(self.mlp(self.norm2(x)), cfg.dropout, seeds, MLP_SITE), past

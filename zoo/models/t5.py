@@ -250,14 +250,14 @@ class Block(nnx.Module):
         layer: LayerIndex = 0,
     ) -> tuple[Float[Array, "B T D"], KVCacheView | None]:
         cfg, attention_seeds = self.cfg, fold_seeds(seeds, ATTENTION_SITE)
-        options = {"dropout": cfg.dropout, "seeds": attention_seeds, "scale": SCALE, "impl": cfg.compute.attention}
+        options = {"dropout": cfg.dropout, "seeds": attention_seeds, "scale": SCALE, "compute": cfg.compute}
         y, past = self.attention(self.norm1(x), mask, past, layer, bias=bias, **options)
         return x + dropout(y, cfg.dropout, seeds, RESIDUAL_SITE), past
 
     def attend_source(self, x: Float[Array, "B T D"], k: Array, v: Array, mask: Mask, seeds: Seeds) -> Float[Array, "B T D"]:
         assert self.cross is not None and self.norm3 is not None
         cfg, cross_seeds = self.cfg, fold_seeds(seeds, CROSS_SITE)
-        y = self.cross(self.norm3(x), k, v, mask, dropout=cfg.dropout, seeds=cross_seeds, scale=SCALE, impl=cfg.compute.attention)
+        y = self.cross(self.norm3(x), k, v, mask, dropout=cfg.dropout, seeds=cross_seeds, scale=SCALE, compute=cfg.compute)
         return x + dropout(y, cfg.dropout, seeds, CROSS_RESIDUAL_SITE)
 
     def feed_forward(self, x: Float[Array, "B T D"], seeds: Seeds) -> Float[Array, "B T D"]:

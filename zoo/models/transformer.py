@@ -191,12 +191,12 @@ class Block(nnx.Module):
         self, x: Float[Array, "B T D"], mask: Mask, seeds: Seeds, past: KVCacheView | None = None, layer: LayerIndex = 0
     ) -> tuple[Float[Array, "B T D"], KVCacheView | None]:
         cfg = self.cfg
-        y, past = self.attention(x, mask, past, layer, dropout=0.0, seeds=None, impl=cfg.compute.attention, scale=self.scale)
+        y, past = self.attention(x, mask, past, layer, dropout=0.0, seeds=None, compute=cfg.compute, scale=self.scale)
         return self.norm1(x + dropout(y, cfg.dropout, seeds, ATTENTION_SITE)), past
 
     def attend_source(self, x: Float[Array, "B T D"], k: Array, v: Array, mask: Mask, seeds: Seeds) -> Float[Array, "B T D"]:
         assert self.cross is not None and self.norm3 is not None
-        y = self.cross(x, k, v, mask, dropout=0.0, seeds=None, impl=self.cfg.compute.attention, scale=self.scale)
+        y = self.cross(x, k, v, mask, dropout=0.0, seeds=None, compute=self.cfg.compute, scale=self.scale)
         return self.norm3(x + dropout(y, self.cfg.dropout, seeds, CROSS_SITE))
 
     def feed_forward(self, x: Float[Array, "B T D"], seeds: Seeds) -> Float[Array, "B T D"]:

@@ -98,7 +98,7 @@ class GroupedBlock(nnx.Module):
         layer: LayerIndex,
     ) -> tuple[Float[Array, "B T D"], KVCacheView | None]:
         cfg, attention_seeds = self.cfg, fold_seeds(seeds, ATTENTION_SITE)
-        options = {"dropout": cfg.attention_dropout, "seeds": attention_seeds, "impl": cfg.compute.attention}
+        options = {"dropout": cfg.attention_dropout, "seeds": attention_seeds, "compute": cfg.compute}
         y, past = self.attention(self.norm1(x), mask, past, layer, rotate=rotate, **options)
         return x + y, past
 

@@ -121,7 +121,7 @@ class Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"], mask: Mask, seeds: Seeds) -> Float[Array, "B T D"]:
         cfg, attention_seeds = self.cfg, fold_seeds(seeds, ATTENTION_SITE)
-        y, _ = self.attention(x, mask, dropout=cfg.attention_dropout, seeds=attention_seeds, impl=cfg.compute.attention)
+        y, _ = self.attention(x, mask, dropout=cfg.attention_dropout, seeds=attention_seeds, compute=cfg.compute)
         x = self.norm1(x + dropout(y, cfg.dropout, seeds, RESIDUAL_SITE))
         return self.norm2(x + dropout(self.mlp(x), cfg.dropout, seeds, MLP_SITE))
 

@@ -22,7 +22,7 @@ from zoo.attention.attention import attention
 from zoo.attention.biases import Bias
 from zoo.attention.masks import Mask
 from zoo.batch import Batch
-from zoo.configs import Activation
+from zoo.configs import Activation, Compute
 from zoo.nn.kv_cache import KVCacheView, LayerIndex
 from zoo.ops import counter_rng
 from zoo.ops.adapted_kernel import linear
@@ -122,7 +122,7 @@ class SelfAttention(nnx.Module):
         *,
         dropout: float,
         seeds: Seeds,
-        impl: str,
+        compute: Compute,
         bias: Bias | None = None,
         scale: float | None = None,
         rotate: Callable[[Array], Array] = lambda x: x,
@@ -136,7 +136,18 @@ class SelfAttention(nnx.Module):
         if past is not None:
             k, v, past = past.append(layer, k, v)
         drop = None if seeds is None else (dropout, seeds)
-        y = attention(q, k, v, mask=mask, bias=bias, scale=scale, dropout=drop, sinks=self.sink_logits(), impl=impl)
+        y = attention(
+            q,
+            k,
+            v,
+            mask=mask,
+            bias=bias,
+            scale=scale,
+            dropout=drop,
+            sinks=self.sink_logits(),
+            impl=compute.attention,
+            sequence=compute.sequence,
+        )
         return checkpoint_name(self.out(y), "out"), past
 
     def sink_logits(self) -> Float[Array, " N"] | None:
@@ -176,12 +187,13 @@ class CrossAttention(nnx.Module):
         *,
         dropout: float,
         seeds: Seeds,
-        impl: str,
+        compute: Compute,
         scale: float | None = None,
     ) -> Float[Array, "B T D"]:
         drop = None if seeds is None else (dropout, seeds)
         q = checkpoint_name(self.q(x), "qkv")
-        return checkpoint_name(self.out(attention(q, k, v, mask=mask, scale=scale, dropout=drop, impl=impl)), "out")
+        y = attention(q, k, v, mask=mask, scale=scale, dropout=drop, impl=compute.attention, sequence=compute.sequence)
+        return checkpoint_name(self.out(y), "out")
 
 
 class Mlp(nnx.Module):

@@ -80,7 +80,7 @@ class Block(nnx.Module):
         layer: LayerIndex = 0,
     ) -> tuple[Float[Array, "B T D"], KVCacheView | None]:
         cfg, attention_seeds = self.cfg, fold_seeds(seeds, ATTENTION_SITE)
-        options = {"dropout": cfg.attention_dropout, "seeds": attention_seeds, "impl": cfg.compute.attention}
+        options = {"dropout": cfg.attention_dropout, "seeds": attention_seeds, "compute": cfg.compute}
         y, past = self.attention(x if self.norm1 is None else self.norm1(x), mask, past, layer, rotate=rotate, **options)
         x = x + dropout(y, cfg.attention_dropout, seeds, RESIDUAL_SITE)
         return x + self.mlp(self.norm2(x), dropped=lambda inner: dropout(inner, cfg.mlp_dropout, seeds, MLP_SITE)), past

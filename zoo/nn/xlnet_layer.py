@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from zoo.attention.attention import attention
 from zoo.attention.biases import Relative
 from zoo.attention.masks import Mask
+from zoo.configs import Compute
 from zoo.configs.xlnet import Config
 from zoo.nn.encoder import initializer
 from zoo.nn.layers import Init, LayerNorm, Linear, Mlp, Seeds, dropout, fold_seeds, unstacked
@@ -88,7 +89,7 @@ class Attention(nnx.Module):
         return r.reshape(len(r), -1, len(encodings))  # [N, 2 H, X]
 
     def __call__(
-        self, x: Float[Array, "B T D"], keys: Keys, stream: Stream, *, dropout: float, seeds: Seeds, impl: str
+        self, x: Float[Array, "B T D"], keys: Keys, stream: Stream, *, dropout: float, seeds: Seeds, compute: Compute
     ) -> Float[Array, "B T D"]:
         q = checkpoint_name(self.q(x), "qkv")
         q_r, q_s = q + broadcast_rows(self.distance.embedding[...], q.shape), None
@@ -109,7 +110,16 @@ class Attention(nnx.Module):
         )
         drop = None if seeds is None else (dropout, seeds)
         q = q + broadcast_rows(self.content.embedding[...], q.shape)
-        y = attention(q, keys.k, keys.v, mask=stream.mask, bias=bias, dropout=drop, impl=impl)
+        y = attention(
+            q,
+            keys.k,
+            keys.v,
+            mask=stream.mask,
+            bias=bias,
+            dropout=drop,
+            impl=compute.attention,
+            sequence=compute.sequence,
+        )
         return checkpoint_name(self.out(y), "out")
 
 
@@ -125,7 +135,7 @@ class Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"], keys: Keys, stream: Stream, seeds: Seeds) -> Float[Array, "B T D"]:
         cfg, attention_seeds = self.cfg, fold_seeds(seeds, ATTENTION_SITE)
-        y = self.attention(x, keys, stream, dropout=cfg.attention_dropout, seeds=attention_seeds, impl=cfg.compute.attention)
+        y = self.attention(x, keys, stream, dropout=cfg.attention_dropout, seeds=attention_seeds, compute=cfg.compute)
         x = self.norm1(x + dropout(y, cfg.dropout, seeds, RESIDUAL_SITE))
         y = self.mlp(x, dropped=lambda inner: dropout(inner, cfg.dropout, seeds, INNER_SITE))
         return self.norm2(x + dropout(y, cfg.dropout, seeds, MLP_SITE))

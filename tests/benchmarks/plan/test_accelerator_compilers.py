@@ -143,6 +143,30 @@ def test_every_family_compiles(platform: str, size: str, mode: compile_program.M
     assert {axis for row in plan.collectives for axis in row.axes.split(" x ")} <= set(plan.mesh)
 
 
+RINGS = [
+    pytest.param(platform, size, marks=() if (platform, size) == ("tpu", "llama-nano") else pytest.mark.slow)
+    for platform in SMALL
+    for size in LONG
+]
+
+
+@pytest.mark.parametrize(("platform", "size"), RINGS)
+def test_a_ring_compiles(platform: str, size: str) -> None:
+    """Keys and values pass from device to device; the step has as many FLOPs as with all-to-alls, but for the diagonals."""
+    needs(platform)
+    run = small(size, 4 if platform == "tpu" else 8)
+    compute = dataclasses.replace(run.model.compute, sequence="ring")
+    plan = planned(dataclasses.replace(run, model=dataclasses.replace(run.model, compute=compute)), "train", SMALL[platform])
+    check_plan(plan)
+    sent = {row.kind for row in plan.collectives if row.axes == "sequence"}
+    # XLNet's projected distances come to all devices by an all-to-all and a gather.
+    assert "collective-permute" in sent and ("all-to-all" not in sent or size == "xlnet-nano")
+    counted, expected = (
+        (each.products or 0.0) + (each.kernels or 0.0) for each in (plan, planned(run, "train", SMALL[platform]))
+    )
+    assert 0.9 < counted / expected < 1.25
+
+
 def test_a_program_that_the_tpu_compiler_refuses_is_a_plan() -> None:
     """Of gpt-nano with 2,048 rows of 256 on a device, the logits alone are half of the memory."""
     needs("tpu")

@@ -18,9 +18,10 @@ from tests.support import benchmark_steps, tiny
 from tests.support.small import shapes, small
 from train.config.run_config import Mesh
 from zoo import configs
-from zoo.attention.attention import IMPLEMENTATIONS, interpreted, record_calls
+from zoo.attention.attention import IMPLEMENTATIONS, interpreted
 from zoo.attention.kernels import blocked
 from zoo.attention.masks import Mask
+from zoo.attention.recorded_calls import record_calls
 from zoo.attention.request import kernel_call
 from zoo.batch import Batch
 from zoo.configs import Compute

@@ -16,8 +16,8 @@ from benchmarks.hlo.hlo_parser import ExecutedInstruction as Executed
 from benchmarks.hlo.instructions import Instruction
 from benchmarks.plan import roofline, target_devices
 from benchmarks.plan.collectives import Collective
-from zoo.attention import attention
 from zoo.attention.masks import Mask
+from zoo.attention.recorded_calls import Call
 from zoo.attention.request import Request
 from zoo.ops import ragged_product
 
@@ -143,10 +143,10 @@ def test_a_kernels_products_are_those_of_the_pairs_that_its_mask_leaves() -> Non
         assert attention_call(9, mask).flops == 2 * 2 * 2 * 4 * 16 * pairs, mask
 
 
-def attention_call(length: int, mask: Mask) -> attention.Call:
+def attention_call(length: int, mask: Mask) -> Call:
     shape = jax.ShapeDtypeStruct((2, length, 4, 16), np.float32)
     request = Request.of(shape, shape, shape, mask, None, None)
-    return attention.Call(name="xla", request=request, mask=mask, scope="attention0")
+    return Call(name="xla", request=request, mask=mask, scope="attention0")
 
 
 def test_kernels_are_counted_by_direction_and_loop() -> None:

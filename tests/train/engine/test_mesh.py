@@ -163,6 +163,7 @@ def collectives(program):
 
 
 NARROW = dataclasses.replace(tiny.run().model, width=36, head=9)
+EXCHANGED = dataclasses.replace(tiny.run().model, compute=Compute(sequence="all_to_all"))
 
 
 @pytest.mark.parametrize(
@@ -177,11 +178,11 @@ NARROW = dataclasses.replace(tiny.run().model, width=36, head=9)
             r"--data\.length 30: --mesh\.sequence 4 does not divide it; choose 32",
         ),
         (
-            {"mesh": run_config.Mesh(sequence=8)},
-            r"--mesh\.sequence 8: it does not divide the 4 heads; choose one of 1, 2, 4",
+            {"mesh": run_config.Mesh(sequence=8), "model": EXCHANGED},
+            r"--mesh\.sequence 8: it does not divide the 4 heads; choose one of 1, 2, 4, or --model\.compute\.sequence ring",
         ),
         (
-            {"mesh": run_config.Mesh(sequence=4, tensor=2)},
+            {"mesh": run_config.Mesh(sequence=4, tensor=2), "model": EXCHANGED},
             r"--mesh\.sequence 4: it does not divide the 2 heads that each device has by --mesh\.tensor 2; choose one of 1, 2",
         ),
         (

@@ -33,10 +33,13 @@ MESHES = {
     "sequence=2,fsdp=2,tensor=2": run_config.Mesh(data=1, sequence=2, fsdp=2, tensor=2),
     "sequence=2,expert=2,tensor=2": run_config.Mesh(data=1, sequence=2, expert=2, tensor=2),
 }
+FAST = [*((family, "all_to_all", "sequence=2,fsdp=2,tensor=2") for family in BODIES), ("bert", "ring", "sequence=4")]
+RINGS = {"gpt": list(MESHES), "gpt_oss": list(MESHES), "t5": list(MESHES)}
 CASES = [
-    pytest.param(family, mesh, marks=() if family in BODIES and mesh == "sequence=2,fsdp=2,tensor=2" else pytest.mark.full)
+    pytest.param(*case, marks=() if case in FAST else pytest.mark.full)
     for family in models.families()
-    for mesh in MESHES
+    for form, meshes in (("all_to_all", MESHES), ("ring", RINGS.get(family, ["sequence=4"])))
+    for case in ((family, form, mesh) for mesh in meshes)
 ]
 
 
@@ -62,11 +65,12 @@ def score(net: Model, params: Any, batch: Batch, carry: Any) -> tuple[jax.Array,
 
 
 @functools.cache
-def model_of(family: str) -> Model:
+def model_of(family: str, form: str) -> Model:
     """Return a family's model with dropout, attention by tiles, and memory if it has one; of two layers if the first differs."""
+    compute = Compute(attention="blocked", sequence=form)  # pyright: ignore[reportArgumentType]
     task = {"task": "masked"} if "masked" in models.family(family).names else {}
     make = small if family == "modernbert" else shallow
-    net = make(family, **task, **({"layers": 2} if family == "modernbert" else {}), compute=Compute(attention="blocked"))
+    net = make(family, **task, **({"layers": 2} if family == "modernbert" else {}), compute=compute)
     memory = {"memory": 8} if hasattr(net.config, "memory") else {}
     return dataclasses.replace(net, config=dataclasses.replace(net.config, **with_dropout(net), **memory))
 
@@ -77,12 +81,12 @@ def step(net: Model) -> Any:
 
 @functools.cache
 def one_device(family: str) -> Any:
-    net = model_of(family)
+    net = model_of(family, "auto")
     return jax.device_get(step(net)(random_params(net), packed_batch(net), net.init_carry(ROWS)))
 
 
-def on_mesh(family: str, shape: run_config.Mesh) -> Any:
-    net = model_of(family)
+def on_mesh(family: str, form: str, shape: run_config.Mesh) -> Any:
+    net = model_of(family, form)
     count = shape.data * shape.fsdp * shape.tensor * shape.sequence * shape.expert
     mesh, params = device_mesh.make_mesh(shape, jax.devices()[:count]), random_params(net)
     placed = jax.device_put(params, sharding.shardings(mesh, params, net.definition.sharding))
@@ -91,10 +95,10 @@ def on_mesh(family: str, shape: run_config.Mesh) -> Any:
         return jax.device_get(step(net)(placed, *rows))
 
 
-@pytest.mark.parametrize(("family", "mesh"), CASES)
-def test_gradients_and_memory_are_those_of_one_device(family: str, mesh: str) -> None:
+@pytest.mark.parametrize(("family", "form", "mesh"), CASES)
+def test_gradients_and_memory_are_those_of_one_device(family: str, form: str, mesh: str) -> None:
     """Packed rows with padding, dropout, targets at a number of positions that the axis does not divide."""
-    (gradient, memory), (expected, expected_memory) = on_mesh(family, MESHES[mesh]), one_device(family)
+    (gradient, memory), (expected, expected_memory) = on_mesh(family, form, MESHES[mesh]), one_device(family)
     assert_equal_gradients(gradient, expected)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), memory, expected_memory)
 
@@ -104,15 +108,17 @@ def test_the_comparison_catches_dropout_by_local_heads(monkeypatch: pytest.Monke
     """The mistake: a device numbers the heads that it has from 0, not among all heads."""
     original = local_arrays.on_local_arrays
 
-    def local_numbers(run: Any, q: Any, k: Any, v: Any, mask: Any, bias: Any, seed: Any, heads: Any, sinks: Any) -> Any:
+    def local_numbers(
+        run: Any, q: Any, k: Any, v: Any, mask: Any, bias: Any, seed: Any, heads: Any, sinks: Any, **options: Any
+    ) -> Any:
         def renumbered(q: Any, k: Any, v: Any, mask: Any, bias: Any, seed: Any, heads: Any, *rest: Any) -> Any:
             return run(q, k, v, mask, bias, seed, jnp.arange(heads.shape[0], dtype=jnp.uint32), *rest)
 
-        return original(renumbered, q, k, v, mask, bias, seed, heads, sinks)
+        return original(renumbered, q, k, v, mask, bias, seed, heads, sinks, **options)
 
     monkeypatch.setattr("zoo.attention.attention.on_local_arrays", local_numbers)
     with pytest.raises(AssertionError):
-        assert_equal_gradients(on_mesh("gpt", MESHES["sequence=4"])[0], one_device("gpt")[0])
+        assert_equal_gradients(on_mesh("gpt", "all_to_all", MESHES["sequence=4"])[0], one_device("gpt")[0])
 
 
 def test_attention_exchanges_heads_for_positions() -> None:
@@ -138,10 +144,10 @@ def test_attention_exchanges_heads_for_positions() -> None:
     assert sum(one.run.times * one.bytes_sent for one in sent) == pytest.approx(8 * own * 3 / 4, rel=0.05)
 
 
-def temporaries(family: str, devices: int, length: int = 4096) -> int:
+def temporaries(family: str, form: str, devices: int, length: int = 16384) -> int:
     """Return the bytes of temporaries of a device in a gradient of rows of many positions, for a model with few parameters."""
     sizes: dict[str, Any] = {"width": 64, "heads": 8, "ffn": 256, "context": length, "layers": 4}
-    net = small(family, **sizes, compute=Compute(attention="blocked"))
+    net = small(family, **sizes, compute=Compute(attention="blocked", sequence=form))  # pyright: ignore[reportArgumentType]
     mesh = device_mesh.make_mesh(run_config.Mesh(data=1, sequence=devices), jax.devices()[:devices])
     places = sharding.shardings(mesh, shapes(net), net.definition.sharding)
     params = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes(net), places)
@@ -153,8 +159,8 @@ def temporaries(family: str, devices: int, length: int = 4096) -> int:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("family", ["gpt", "bert"])
-def test_memory_of_activations_is_divided(family: str) -> None:
-    alone = temporaries(family, 1)
+@pytest.mark.parametrize(("family", "form"), [("gpt", "all_to_all"), ("bert", "all_to_all"), ("gpt", "ring"), ("bert", "ring")])
+def test_memory_of_activations_is_divided(family: str, form: str) -> None:
+    alone = temporaries(family, form, 1)
     for devices in (2, 4, 8):
-        assert temporaries(family, devices) == pytest.approx(alone / devices, rel=0.15)
+        assert temporaries(family, form, devices) == pytest.approx(alone / devices, rel=0.15)

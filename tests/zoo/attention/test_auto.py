@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from tests.support.processes import ROOT
-from zoo.attention import attention, auto
+from zoo.attention import attention, auto, recorded_calls
 from zoo.attention.auto import DeviceLines, Line
 from zoo.attention.request import Request
 
@@ -156,12 +156,14 @@ def abstract_mesh(kind: str) -> AbstractMesh:
 def trace_call(kind: str, impl: str, length: int) -> str:
     """Return what a run shows about a call that is traced for another device."""
     shape: Any = jax.ShapeDtypeStruct((2, length, 4, 64), jnp.bfloat16)
-    with jax.sharding.use_abstract_mesh(abstract_mesh(kind)), attention.record_calls() as calls:
+    with jax.sharding.use_abstract_mesh(abstract_mesh(kind)), recorded_calls.record_calls() as calls:
         line = attention.auto_line(request("causal", queries=length), platform_of(kind), kind) if impl == "auto" else None
         name = line.implementation if line else impl
         call = Request.of(shape, shape, shape, attention.Mask(causal=True), None, None)
-        calls.append(attention.Call(name=name, request=call, mask=attention.Mask(causal=True), scope="attention0", line=line))
-        return attention.describe_calls(calls)
+        calls.append(
+            recorded_calls.Call(name=name, request=call, mask=attention.Mask(causal=True), scope="attention0", line=line)
+        )
+        return recorded_calls.describe_calls(calls)
 
 
 def test_a_run_says_which_line_it_follows_and_why() -> None:

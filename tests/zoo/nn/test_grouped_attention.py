@@ -12,6 +12,7 @@ from flax import nnx
 
 from zoo import sharding
 from zoo.attention.masks import Mask
+from zoo.configs import Compute
 from zoo.nn.grouped_attention import GroupedSelfAttention
 from zoo.nn.kv_cache import Cache, view_of
 from zoo.nn.layers import params_of
@@ -57,7 +58,7 @@ def test_output_and_decoding(biases: bool, norms: bool) -> None:
     at = jnp.asarray([[0, 1, 2, 3, 4], [3, 5, 6, 9, 10]])
     rotation = positions.rotation(at, HEAD)
     rotate = functools.partial(positions.rotate, rotation=rotation)
-    options: dict[str, Any] = {"dropout": 0.0, "seeds": None, "impl": "reference"}
+    options: dict[str, Any] = {"dropout": 0.0, "seeds": None, "compute": Compute(attention="reference")}
     y, _ = layer(jnp.asarray(x), Mask(causal=True), rotate=rotate, **options)
     cos, sin = (np.asarray(part, np.float64) for part in rotation)
     halves = lambda z: np.split(z, 2, -1)  # noqa: E731
