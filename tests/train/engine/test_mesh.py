@@ -21,6 +21,7 @@ from train.engine import device_mesh, optim, state_init
 from zoo.attention.attention import attention, interpreted
 from zoo.attention.biases import Dense
 from zoo.attention.masks import Mask
+from zoo.configs import Compute
 from zoo.errors import BadInput
 from zoo.models import model
 from zoo.sharding import BATCH
