@@ -284,12 +284,13 @@ def sequence_form(sequence: str, request: Request) -> str:
     """Return the form of attention over devices with other positions, all_to_all or ring, that `auto` stands for.
 
     Raises:
-        BadInput: an unknown form.
+        BadInput: an unknown form, or all_to_all of heads that the devices do not divide.
     """
     refuse_unless(sequence in FORMS, f"there is no form {sequence!r} of the sequence axis; choose {', '.join(FORMS)}")
-    if sequence != "auto":
-        return sequence
-    return "all_to_all" if heads_are_divided(*request.shape[3:5]) else "ring"
+    divided, (heads, groups) = heads_are_divided(*request.shape[3:5]), request.shape[3:5]
+    fix = f"all_to_all divides heads over the sequence axis, which does not divide {heads} heads and {groups} key/value heads"
+    refuse_unless(divided or sequence != "all_to_all", f"{fix}; choose ring")
+    return sequence if sequence != "auto" else "all_to_all" if divided else "ring"
 
 
 FORMS = ("auto", "all_to_all", "ring")

@@ -220,6 +220,13 @@ def test_an_unknown_form_is_refused() -> None:
         attention(x, x, x, mask=Mask(), sequence="circle")
 
 
+def test_heads_that_the_devices_do_not_divide_are_not_exchanged() -> None:
+    x = normal(0, B, T, N, H)
+    mesh = device_mesh.make_mesh(run_config.Mesh(data=1, sequence=DEVICES), jax.devices()[:DEVICES])
+    with jax.set_mesh(mesh), pytest.raises(BadInput, match="does not divide 2 heads and 2 key/value heads; choose ring"):
+        attention(x, x, x, mask=Mask(), sequence="all_to_all")
+
+
 @pytest.mark.parametrize(("heads", "ring_of"), [(4, 0), (3, 4)])
 def test_auto_is_a_ring_where_the_devices_do_not_divide_the_heads(heads: int, ring_of: int) -> None:
     x = jax.ShapeDtypeStruct((B, T, heads, H), jnp.float32)
