@@ -31,7 +31,7 @@ from zoo.attention.kernels.reference import reference
 from zoo.attention.local_arrays import heads_are_divided, on_local_arrays, sequence_devices
 from zoo.attention.masks import Mask
 from zoo.attention.recorded_calls import record_call
-from zoo.attention.request import Request, refuse_unless
+from zoo.attention.request import RING, Request, refuse_unless
 from zoo.attention.ring import Ring, on_ring
 from zoo.attention.ring_layout import Division
 from zoo.errors import BadInput, install_advice
@@ -156,8 +156,6 @@ ALL_FEATURES = frozenset(
     {"causal", "window", "key lengths", "segments", "positions", "ranks", "explicit mask"}
     | {"dense bias", "bucket bias", "relative bias", "dropout", "grouped heads", "sinks"}
 )
-RING = "ring"
-"""The feature of implementations that also compute a chunk of the keys: `zoo.attention.kernels.ChunkKernel`."""
 EVERYWHERE = frozenset({"cpu", "gpu", "tpu"})
 
 IMPLEMENTATIONS: dict[str, Implementation] = {

@@ -10,6 +10,9 @@ from zoo.attention.masks import Mask
 from zoo.errors import BadInput
 from zoo.ops.tile_sizes import KernelCall
 
+RING = "ring form"
+"""The feature of implementations that also compute a chunk of the keys: `zoo.attention.kernels.ChunkKernel`."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:

@@ -31,6 +31,7 @@ from zoo.attention.ring_layout import Division, from_balanced, send, to_balanced
 from zoo.attention.tiles import Tile
 from zoo.attention.totals import Sums, Totals
 from zoo.mesh_axes import BATCH, HEADS, POSITIONS
+from zoo.ops import counter_rng
 from zoo.sharding import constrain
 
 
@@ -108,9 +109,7 @@ class Ring:
         """Call the kernel on a pair of chunks."""
         q, _, bias, start = pair.queries
         k, v, first_key = pair.keys
-        if seed is not None:
-            at = jnp.stack([start, first_key]).astype(jnp.uint32)
-            seed = jnp.concatenate([seed, jnp.broadcast_to(at, (seed.shape[0], 2))], 1)
+        seed = None if seed is None else counter_rng.chunk_seeds(seed, start, first_key)
         if bias is not None:
             bias = bias.slice_tile(Tile({"T": start, "S": first_key}, {"T": q.shape[1], "S": k.shape[1]}))
         (b, t, n, _), (_, s, groups, _) = q.shape, k.shape

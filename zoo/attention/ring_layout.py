@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array
 
 from zoo.attention.masks import Mask
-from zoo.attention.request import Request
+from zoo.attention.request import RING, Request
 from zoo.mesh_axes import POSITIONS
 
 Layout = Literal["contiguous", "balanced", "neighbours"]
@@ -54,7 +54,7 @@ class Division:
         """Return the request that the largest call of the kernel makes: all positions of a device, or a chunk of them."""
         b, _, _, n, groups, h = request.shape
         queries, keys = self.queries // self.num_chunks, self.keys // self.num_chunks
-        features = request.features | {"ring"}
+        features = request.features | {RING}
         if mask.window is not None or (mask.causal and self.layout != "balanced"):
             features |= {"positions"}
         shape = b, queries, keys + self.reach * (1 if mask.causal else 2), n, groups, h

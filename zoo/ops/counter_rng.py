@@ -38,6 +38,14 @@ def example_seeds(key: UInt32[Array, "2"], step: Int[Array, ""], index: UInt32[A
     return fold(jnp.broadcast_to(fold(key, step), (*index.shape, 2)), index)
 
 
+def chunk_seeds(
+    seeds: UInt32[Array, "B 2"], first_query: int | Int[Array, ""], first_key: int | Int[Array, ""]
+) -> UInt32[Array, "B 4"]:
+    """Return the seeds of a chunk of the scores: after both seeds, the indices of its first query and key among all."""
+    start = jnp.stack([jnp.asarray(first_query), jnp.asarray(first_key)]).astype(jnp.uint32)
+    return jnp.concatenate([seeds, jnp.broadcast_to(start, seeds.shape)], 1)
+
+
 def dropped(x: Float[Array, "B ..."], rate: float, seeds: UInt32[Array, "B 2"]) -> Float[Array, "B ..."]:
     """Return x with a fraction `rate` of its entries zero and the rest scaled up (Srivastava et al. 2014)."""
     coordinates = (jnp.arange(size, dtype=jnp.uint32) for size in x.shape[1:])

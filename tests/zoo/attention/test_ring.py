@@ -210,7 +210,7 @@ def test_a_short_window_sends_at_most_the_neighbour_s_part() -> None:
 
 
 def test_a_kernel_without_chunks_is_refused() -> None:
-    with pytest.raises(BadInput, match="attention 'xla' cannot do this: it has no ring; these can: blocked"):
+    with pytest.raises(BadInput, match="attention 'xla' cannot do this: it has no ring form; these can: blocked"):
         results(dataclasses.replace(CASES["full"], impl="xla"), DEVICES)
 
 

@@ -48,7 +48,7 @@ class Kernel(Protocol):
 
 @runtime_checkable
 class ChunkKernel(Protocol):
-    """A kernel that also computes a chunk of the queries and of the keys of a larger call: those with the feature "ring"."""
+    """A kernel that also computes a chunk of the queries and of the keys of a larger call: those with the feature `RING`."""
 
     def __call__(
         self,

@@ -29,8 +29,9 @@ from zoo.attention.kernels._dot_product_attention import capability
 from zoo.attention.kernels._flash_gpu_bodies import Inputs, Plan, head_block
 from zoo.attention.masks import NO_PAIR, Mask
 from zoo.attention.query_chunks import in_chunks
-from zoo.attention.request import Request, kernel_call
+from zoo.attention.request import RING, Request, kernel_call
 from zoo.attention.totals import Totals
+from zoo.ops import counter_rng
 from zoo.ops.tile_sizes import tile_sizes
 from zoo.sharding import target_platform
 
@@ -71,12 +72,10 @@ def flash_gpu(
         return attend(q, k, v, mask, bias, seed, return_totals=return_totals, totals=totals)
 
     def attend_from(q: Array, k: Array, v: Array, mask: Mask, bias: Dense, first_query: Array) -> Array:
-        start = jnp.stack([first_query, jnp.zeros_like(first_query)]).astype(jnp.uint32)
-        with_start = None if seed is None else jnp.concatenate([seed, jnp.broadcast_to(start, seed.shape)], 1)
-        return attend(q, k, v, mask, bias, with_start)
+        return attend(q, k, v, mask, bias, None if seed is None else counter_rng.chunk_seeds(seed, first_query, 0))
 
-    b, _, n, _ = q.shape
-    return in_chunks(attend_from, q, k, v, mask, bias, scale=scale, block=block, blocks=-(-PROGRAMS // (b * n)))
+    blocks = -(-PROGRAMS // (q.shape[0] * q.shape[2]))
+    return in_chunks(attend_from, q, k, v, mask, bias, scale=scale, block=block, blocks=blocks)
 
 
 def _fused(
@@ -156,7 +155,7 @@ def unsupported_reason(request: Request) -> str | None:
     """Return why the kernels refuse a request; None if they do not."""
     h = request.shape[-1]
     largest, where = LARGEST_HEAD, ""
-    if {"relative bias", "ring"} <= request.features:
+    if {"relative bias", RING} <= request.features:
         return "in a ring it has no relative bias"
     if "relative bias" in request.features:
         largest, where = MEDIUM_HEAD, " with a relative bias"  # with larger ones the kernel for keys spills

@@ -26,7 +26,7 @@ from zoo.attention.kernels._flash_tpu_calls import Operands, attend, forward
 from zoo.attention.kernels._flash_tpu_plan import LANES, Plan
 from zoo.attention.kernels._flash_tpu_xlnet_bias import Positions, num_distances
 from zoo.attention.masks import Mask
-from zoo.attention.request import Request, kernel_call
+from zoo.attention.request import RING, Request, kernel_call
 from zoo.attention.totals import Totals
 from zoo.ops.tile_sizes import tile_sizes
 from zoo.sharding import target_platform
@@ -114,7 +114,7 @@ def unsupported_reason(request: Request) -> str | None:
         return f"Pallas of JAX {jax.__version__} has no {', no '.join(missing)}; install the version of constraints.txt"
     if h > LARGEST_HEAD:
         return f"it takes heads of up to {LARGEST_HEAD}, and these are {h}"
-    if request.scattered_distances and "ring" in request.features:
+    if request.scattered_distances and RING in request.features:
         return "in a ring it has no relative bias of scattered queries"
     if request.dtype not in ("bfloat16", "float32"):
         return f"it takes bfloat16 and float32, and this is {request.dtype}"
