@@ -42,8 +42,7 @@ SMALLEST_HEAD, SMALL_HEAD, MEDIUM_HEAD, LARGEST_HEAD = 16, 64, 128, 256
 """Sizes of a head, which the kernels pad to a power of two: the smallest that the matrix units take, and the largest whose sums
 fit the registers of a program: on an H100 the kernel for keys has 254 registers a thread with heads of 128, 240 with 256."""
 PARTS = 2
-"""`Plan.parts` with a bias, whose addresses are in registers too, or with heads of more than SMALL_HEAD, twice that with heads of
-more than MEDIUM_HEAD; otherwise it is 1."""
+"""`Plan.parts` with a bias, which needs registers too, or heads above SMALL_HEAD; twice that above MEDIUM_HEAD, else 1."""
 PROGRAMS = 512
 """Programs that sum the gradient of a bias: about four for each of the 132 multiprocessors of an H100."""
 PALLAS = {pl: ("BlockSpec",), plt: ("CompilerParams", "load")}
@@ -136,9 +135,7 @@ def _fused(
     added = prepared
     if isinstance(bias, Dense):
         added = common.pad_axis(common.pad_axis(bias.values.astype(q.dtype), 2, padded_t), 3, padded_s)
-    q, k, v = (
-        common.pad_axis(x, 1, length) for x, length in ((q * jnp.asarray(scale, q.dtype), padded_t), (k, padded_s), (v, padded_s))
-    )
+    q, k, v = map(common.pad_axis, (q * jnp.asarray(scale, q.dtype), k, v), (1, 1, 1), (padded_t, padded_s, padded_s))
     padded_h = max(SMALLEST_HEAD, 1 << (h - 1).bit_length())
     q, k, v = (common.pad_axis(x, 3, padded_h) for x in (q, k, v))
     if return_totals:
@@ -155,9 +152,9 @@ def unsupported_reason(request: Request) -> str | None:
     """Return why the kernels refuse a request; None if they do not."""
     h = request.shape[-1]
     largest, where = LARGEST_HEAD, ""
-    if {"relative bias", RING} <= request.features:
-        return "in a ring it has no relative bias"
     if "relative bias" in request.features:
+        if RING in request.features:
+            return "in a ring it has no relative bias"
         largest, where = MEDIUM_HEAD, " with a relative bias"  # with larger ones the kernel for keys spills
     elif target_platform() == "gpu" and capability() < 9:
         largest, where = MEDIUM_HEAD, " on this GPU"  # larger ones need up to 176 KiB of shared memory, and an A100 has 163
