@@ -72,12 +72,16 @@ def traced_work(traced: Any, calls: Sequence[Call], devices: int, products: Sequ
         again += call.flops * (passes.again + 0.5 * passes.backward) + call.distance_flops * (passes.again + passes.backward)
         skipped += (call.dense_flops - call.flops) * (passes.forward + 2 * passes.backward)
     for row in operations:
-        flops = row.times * row.flops
+        flops, all_pairs = row.times * row.flops, 1 / row.share
+        of_ring = by_scope.get(scope_of(row.path, by_scope) or "")
+        if of_ring is not None and of_ring.chunk_flops:
+            # Some chunks are never visited; each call stands for a part of them.
+            all_pairs *= of_ring.dense_flops / of_ring.chunk_flops
         # Of the five products of the backward pass of `blocked`, the first computes the scores again.
-        first = 0.2 if row.share < 1 and is_backward(row.path) else 0.0
+        first = 0.2 if all_pairs != 1 and is_backward(row.path) else 0.0
         repeated = 1.0 if RECOMPUTED in row.path else first
         again += repeated * flops
-        skipped += (1 - repeated) * flops * (1 / row.share - 1)
+        skipped += (1 - repeated) * flops * (all_pairs - 1)
     total = sum((row.times * row.flops for row in operations), 0.0)
     differentiated = sum((row.times * row.flops for row in operations if "jvp(" in row.path), 0.0)
     return TracedWork(

@@ -75,16 +75,14 @@ def attention(
     # A ring needs a query for each device: one query, as in decoding, is computed on all devices alike.
     is_ring = form == "ring" and 1 < sequence_devices() <= request.shape[1]
     division = Division.of(sequence_devices(), q.shape[1], k.shape[1], mask, bias) if is_ring else None
-    if division is not None:
-        request = division.of_chunk(request, mask)
-    line = auto_line(request, target_platform(), target_device_kind()) if impl == "auto" else None
-    name = choose(impl, request) if line is None else line.implementation
+    kernel_request = request if division is None else division.of_chunk(request, mask)
+    line = auto_line(kernel_request, target_platform(), target_device_kind()) if impl == "auto" else None
+    name = choose(impl, kernel_request) if line is None else line.implementation
 
-    def scope(request: Request, mask: Mask, products: float) -> str:
+    def scope(products: float, **of_ring: Any) -> str:
         """Record a call of the implementation, and return its name scope."""
         products = products if find_implementation(name).multiplies_distances else 0.0
-        ring = 0 if division is None else division.devices
-        return record_call(name=name, request=request, mask=mask, line=line, distance_flops=products, ring=ring)
+        return record_call(name=name, request=request, mask=mask, line=line, distance_flops=products, **of_ring)
 
     scale = float(q.shape[-1] ** -0.5) if scale is None else scale
     rate, seed = dropout if dropout is not None and dropout[0] > 0 else (0.0, None)
@@ -96,13 +94,13 @@ def attention(
         io_callback(lambda array: recorded.append(np.moveaxis(array, 1, 2)), None, weights, ordered=True)
     # A plug-in that takes the name of one of the zoo does not affect "auto".
     row = IMPLEMENTATIONS[name] if impl == "auto" else find_implementation(name)
-    first_uses.check(name, row.load(), request, mask, bias)
+    first_uses.check(name, row.load(), kernel_request, mask, bias)
     if division is not None:
         kernel: Any = row.load()
-        ring = Ring(kernel=kernel, division=division, scale=scale, rate=rate, request=request, scope=scope)
+        ring = Ring(kernel=kernel, division=division, scale=scale, rate=rate, scope=scope)
         return on_ring(ring, q, k, v, mask, bias, seed, heads, sinks)
     run = functools.partial(row.load(), scale=scale, rate=rate)
-    with jax.named_scope(scope(request, mask, distance_flops(bias))):
+    with jax.named_scope(scope(distance_flops(bias))):
         return on_local_arrays(run, q, k, v, mask, bias, seed, heads, sinks, exchange=form == "all_to_all")
 
 

@@ -20,10 +20,14 @@ import numpy as np
 
 from zoo.attention.biases import Bias, ByDistance, Distanced
 from zoo.attention.kernels import Kernel
+from zoo.attention.kernels._flash_common import sink_logits
 from zoo.attention.kernels.reference import reference
 from zoo.attention.masks import Mask
-from zoo.attention.request import Request
+from zoo.attention.request import RING, Request
+from zoo.attention.tiles import Tile
+from zoo.attention.totals import Sums
 from zoo.errors import BadInput
+from zoo.ops import counter_rng
 from zoo.sharding import target_device_kind, target_platform
 
 LENGTH = 128
@@ -104,6 +108,7 @@ def measure_error(kernel: Kernel, request: Request, mask: Mask, bias: Bias | Non
     """
     began = time.perf_counter()
     inputs, mask, bias, seed, heads = _small_call(request, mask, bias)
+    kernels = {"": kernel} | ({" by chunks": in_two_chunks(kernel)} if RING in request.features else {})
     scale, rate = request.shape[-1] ** -0.5, 0.25 if seed is not None else 0.0
     dtype = jnp.dtype(request.dtype)
 
@@ -123,16 +128,44 @@ def measure_error(kernel: Kernel, request: Request, mask: Mask, bias: Bias | Non
             named |= {name: array for name, _, array in gradients["bias"].arrays()}
         return {"out": out} | {f"d_{name}": array for name, array in named.items()}
 
-    results = jax.device_get(run(inputs, kernel, dtype))
     with jax.default_matmul_precision("highest"):
         exact = jax.device_get(run(inputs, reference, jnp.dtype(jnp.float32)))
     errors = {}
-    for name, expected in exact.items():
-        difference = np.abs(np.asarray(results[name], np.float32) - np.asarray(expected, np.float32)).max()
-        errors[name] = float(difference) / max(float(np.abs(expected).max()), 1e-6)
+    for form, computed in kernels.items():
+        results = jax.device_get(run(inputs, computed, dtype))
+        for name, expected in exact.items():
+            if form and name == "d_sinks":
+                continue
+            difference = np.abs(np.asarray(results[name], np.float32) - np.asarray(expected, np.float32)).max()
+            errors[name + form] = float(difference) / max(float(np.abs(expected).max()), 1e-6)
     # A NaN is the worst.
     worst = max(errors, key=lambda name: (np.isnan(errors[name]), errors[name]))
     return KernelError(array=worst, error=errors[worst], seconds=time.perf_counter() - began)
+
+
+def in_two_chunks(kernel: Any) -> Any:
+    """Return a kernel that computes a call from two chunks of its keys by a `ChunkKernel`, like a ring; sinks are constants."""
+
+    def attend(q: Any, k: Any, v: Any, mask: Mask, bias: Any, seed: Any, heads: Any, sinks: Any = None, **options: Any) -> Any:
+        t, size = q.shape[1], k.shape[1] // 2
+        bias = None if bias is None else bias.prepare(t, k.shape[1]).padded(t, k.shape[1])
+
+        def chunk(arrays: Any, first: int, **more: Any) -> Any:
+            q, k, v, bias = arrays
+            tile = Tile({"T": jnp.int32(0), "S": jnp.int32(first)}, {"T": t, "S": size})
+            parts = (None if spec is None else spec.slice_tile(tile) for spec in (mask, bias))
+            seeds = None if seed is None else counter_rng.chunk_seeds(seed, 0, first)
+            return kernel(q, *(x[:, first : first + size] for x in (k, v)), *parts, seeds, heads, **options, **more)
+
+        arrays, sums = (q, k, v, bias), Sums.of(q, sink_logits(sinks))
+        for first in (0, size):
+            sums = sums.add(chunk(jax.lax.stop_gradient(arrays), first, return_totals=True), True)
+        totals = jax.lax.stop_gradient(sums.totals(q.dtype))
+        parts = [chunk(arrays, first, totals=totals) for first in (0, size)]
+        # Each part equals the output, and has the gradient of its keys.
+        return totals.out + sum(part - jax.lax.stop_gradient(part) for part in parts)
+
+    return attend
 
 
 def _is_accelerator_here() -> bool:

@@ -29,7 +29,11 @@ class Call:
     line: Line | None = None
     """The line of `auto` that chose it; None: it was chosen by name."""
     ring: int = 0
-    """Number of devices of the ring whose call with a chunk of keys this is; 0: it has all keys."""
+    """Number of devices of the ring one of whose calls of the kernel this is; 0: a call with all keys."""
+    part: float = 1.0
+    """Part of the pairs of the request that this call stands for: those of a ring share them equally."""
+    chunk_flops: float = 0.0
+    """FLOPs of both products of all pairs of the call's chunk, on all devices; 0: it is not in a ring."""
     distance_flops: float = 0.0
     """FLOPs of the products of queries and distances in a forward pass over all examples, if kernels compute them."""
 
@@ -43,13 +47,13 @@ class Call:
             window = s if self.mask.window is None else self.mask.window
             before = sum(min(i + 1, window, s) for i in range(t))
             pairs = before if self.mask.causal else pairs if self.mask.window is None else min(pairs, 2 * before - t)
-        return 4.0 * b * n * h * pairs
+        return 4.0 * b * n * h * pairs * self.part
 
     @property
     def dense_flops(self) -> float:
         """FLOPs of both matrix products of a forward pass over all examples, for all pairs."""
         b, t, s, n, _, h = self.request.shape
-        return 4.0 * b * n * h * t * s
+        return 4.0 * b * n * h * t * s * self.part
 
 
 _recorded: contextvars.ContextVar[list[Call] | None] = contextvars.ContextVar("recorded", default=None)

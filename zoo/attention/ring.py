@@ -26,8 +26,7 @@ from zoo.attention.kernels import ChunkKernel
 from zoo.attention.kernels._flash_common import sink_gradient, sink_logits
 from zoo.attention.local_arrays import batch_axes, operand_letters, repeated_heads, spec_by_letter
 from zoo.attention.masks import Mask
-from zoo.attention.request import Request
-from zoo.attention.ring_layout import Division, from_balanced, send, to_balanced
+from zoo.attention.ring_layout import Division, from_balanced, send, this_device, to_balanced
 from zoo.attention.tiles import Tile
 from zoo.attention.totals import Sums, Totals
 from zoo.mesh_axes import BATCH, HEADS, POSITIONS
@@ -72,10 +71,9 @@ class Ring:
     division: Division
     scale: float
     rate: float
-    request: Request
-    scope: Callable[[Request, Mask, float], str]
-    """Records a call of the kernel on all devices, given its request, its mask and the FLOPs of the products of distances, and
-    returns its name scope."""
+    scope: Callable[..., str]
+    """Records a call of the kernel, given the FLOPs of its products of distances and fields of `Call` about the ring, and returns
+    its name scope."""
 
     def send(self, tree: Any) -> Any:
         """Send arrays to the next device of the ring."""
@@ -112,15 +110,9 @@ class Ring:
         seed = None if seed is None else counter_rng.chunk_seeds(seed, start, first_key)
         if bias is not None:
             bias = bias.slice_tile(Tile({"T": start, "S": first_key}, {"T": q.shape[1], "S": k.shape[1]}))
-        (b, t, n, _), (_, s, groups, _) = q.shape, k.shape
-        all_devices = jax.sharding.get_abstract_mesh().size
-        shape = b * all_devices, t, s, n, groups, self.request.shape[-1]
-        mask, flops = pair.mask, all_devices * distance_flops(bias)
-        if self.division.layout == "neighbours":
-            # Without the positions, whose values are unknown, the window tells how many pairs there are in the whole row.
-            mask, row = dataclasses.replace(mask, query_positions=None, key_positions=None), t * self.division.devices
-            shape = shape[0] // self.division.devices, row, row, *shape[3:]
-        with jax.named_scope(self.scope(dataclasses.replace(self.request, shape=shape), mask, flops)):
+        (b, t, n, h), s, all_devices = q.shape, k.shape[1], jax.sharding.get_abstract_mesh().size
+        of_chunk = {"part": self.division.part, "chunk_flops": 4.0 * all_devices * b * n * h * t * s}
+        with jax.named_scope(self.scope(all_devices * distance_flops(bias), ring=self.division.devices, **of_chunk)):
             return self.kernel(q, k, v, pair.mask, bias, seed, heads, scale=self.scale, rate=self.rate, **options)
 
 
@@ -181,14 +173,14 @@ def _with_neighbours(
 
     The first device has the last one's keys before its own, and the window hides them.
     """
-    division, device = ring.division, lax.axis_index(POSITIONS)
-    reach, total = division.reach, division.keys * division.devices
+    division, device = ring.division, this_device()
+    nearest, total = division.nearest, division.keys * division.devices
 
     def extended(x: Array) -> Array:
-        parts = [send(x[:, x.shape[1] - reach :], 1, division.devices), x]
-        return jnp.concatenate(parts if mask.causal else [*parts, send(x[:, :reach], -1, division.devices)], 1)
+        parts = [send(x[:, x.shape[1] - nearest :], 1, division.devices), x]
+        return jnp.concatenate(parts if mask.causal else [*parts, send(x[:, :nearest], -1, division.devices)], 1)
 
-    keys = Keys(extended(k), extended(v), device * division.keys - reach)
+    keys = Keys(extended(k), extended(v), device * division.keys - nearest)
     index = (keys.start + jnp.arange(keys.k.shape[1])) % total
     start = device * division.queries
     changes: dict[str, Any] = {name: array[:, index] for name, axes, array in mask.arrays() if axes == "BS"}
@@ -204,7 +196,7 @@ def _with_neighbours(
 
 def _round(ring: Ring, q: Array, k: Array, v: Array, mask: Mask, bias: Any, seed: Any, heads: Array, sinks: Any) -> Array:
     """Compute the output of a device's queries from the keys of all devices."""
-    division, device = ring.division, lax.axis_index(POSITIONS)
+    division, device = ring.division, this_device()
     count = division.num_chunks
 
     def chunks(x: Array, axis: int) -> list[Array]:
@@ -250,7 +242,7 @@ def _forward(
     ring: Ring, queries: list[Queries], keys: list[tuple[Array, Array]], seed: Any, heads: Array, sinks: Any
 ) -> tuple[list[Array], Any]:
     """Compute the outputs, and the residuals: no keys but a device's own."""
-    device, last = lax.axis_index(POSITIONS), ring.division.devices - 1
+    device, last = this_device(), ring.division.devices - 1
 
     def visit(sums: list[Sums], pairs: list[Pair]) -> list[Sums]:
         for pair in pairs:
@@ -280,29 +272,29 @@ def _forward(
 def _backward(ring: Ring, residuals: Any, d_outs: list[Array]) -> tuple[Any, ...]:
     """Compute the gradients; those of keys and values travel with them, in float32 at least."""
     queries, own, seed, heads, sinks, totals = residuals
-    device, last = lax.axis_index(POSITIONS), ring.division.devices - 1
-    numbers = [(chunk.q, None if chunk.bias is None else chunk.bias.differentiable()) for chunk in queries]
+    device, last = this_device(), ring.division.devices - 1
+    differentiable = [(chunk.q, None if chunk.bias is None else chunk.bias.differentiable()) for chunk in queries]
 
-    def with_numbers(numbers: Any) -> list[Queries]:
+    def with_differentiable(arrays: Any) -> list[Queries]:
         return [
             chunk._replace(q=q, bias=None if bias is None else chunk.bias.with_differentiable(bias))
-            for chunk, (q, bias) in zip(queries, numbers, strict=True)
+            for chunk, (q, bias) in zip(queries, arrays, strict=True)
         ]
 
     def gradients(make_pairs: Callable[..., list[Pair]], keys: Any) -> tuple[Any, Any]:
-        """Return the parts that keys have in the gradients of the queries' numbers, and the gradients of keys and values."""
+        """Return the parts that keys have in the gradients of queries and biases, and the gradients of keys and values."""
         cotangents: list[Array] = []
 
-        def known_outs(numbers: Any, keys: Any) -> list[Array]:
+        def outs_of_pairs(arrays: Any, keys: Any) -> list[Array]:
             outs = []
             cotangents.clear()
-            for pair in make_pairs(with_numbers(numbers), keys):
+            for pair in make_pairs(with_differentiable(arrays), keys):
                 chosen, d_out = (_of_pair(pair, trees) for trees in (totals, d_outs))
                 cotangents.append(d_out)
                 outs.append(ring.run(pair, seed, heads, totals=chosen))
             return outs
 
-        _, pull = jax.vjp(known_outs, numbers, keys)
+        _, pull = jax.vjp(outs_of_pairs, differentiable, keys)
         return pull(list(cotangents))
 
     def visit(carry: tuple[Any, Any], keys: Any, make_pairs: Callable[..., list[Pair]]) -> tuple[Any, Any]:
@@ -318,12 +310,12 @@ def _backward(ring: Ring, residuals: Any, d_outs: list[Array]) -> tuple[Any, ...
         d_queries, d_keys = visit((d_queries, ring.send(d_keys)), keys, pairs(number))
         return (d_queries, d_keys, following), None
 
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), (numbers, own))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), (differentiable, own))
     keys = ring.send(own)
     d_queries, d_keys = visit(zeros, own, lambda queries, keys: ring.own_pairs(queries, ring.keys_of(device, keys)))
     (d_queries, d_keys, keys), _ = lax.scan(step, (d_queries, d_keys, keys), jnp.arange(1, last))
     d_queries, d_keys = visit((d_queries, ring.send(d_keys)), keys, pairs(last))
-    d_queries, d_keys = jax.tree.map(lambda d, x: d.astype(x.dtype), (d_queries, ring.send(d_keys)), (numbers, own))
+    d_queries, d_keys = jax.tree.map(lambda d, x: d.astype(x.dtype), (d_queries, ring.send(d_keys)), (differentiable, own))
     d_sinks = [
         sink_gradient(sinks, all_keys.lse, _delta(all_keys, d_out)) for all_keys, d_out in zip(totals, d_outs, strict=True)
     ]

@@ -20,6 +20,12 @@ class Totals(NamedTuple):
     """Logarithm of the sum of the exponentials of a query's scores, float32; `NO_KEY` of a query without a visible key."""
 
 
+def padded_lse(totals: Totals, length: int) -> Float[Array, "B N {length}"]:
+    """Return the log-sum-exp of as many queries, those that are added without a visible key: a bias may be large for them."""
+    lse = totals.lse
+    return jnp.pad(lse, ((0, 0), (0, 0), (0, length - lse.shape[2])), constant_values=NO_KEY)
+
+
 class Sums(NamedTuple):
     """The running maximum, sum and output of the online softmax: those of `blocked`, where a chunk of keys is one key."""
 

@@ -161,9 +161,7 @@ def test_a_ring_compiles(platform: str, size: str) -> None:
     sent = {row.kind for row in plan.collectives if row.axes == "sequence"}
     # XLNet's projected distances come to all devices by an all-to-all and a gather.
     assert "collective-permute" in sent and ("all-to-all" not in sent or size == "xlnet-nano")
-    counted, expected = (
-        (each.products or 0.0) + (each.kernels or 0.0) for each in (plan, planned(run, "train", SMALL[platform]))
-    )
+    counted, expected = ((one.products or 0.0) + (one.kernels or 0.0) for one in (plan, planned(run, "train", SMALL[platform])))
     assert 0.9 < counted / expected < 1.25
 
 

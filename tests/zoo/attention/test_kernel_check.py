@@ -16,9 +16,10 @@ from train.config.run_config import Machine
 from zoo.attention import attention, kernel_check
 from zoo.attention.biases import Buckets
 from zoo.attention.kernel_check import FirstUses, measure_error, require_correct
+from zoo.attention.kernels.blocked import blocked
 from zoo.attention.kernels.dense_xla import xla
 from zoo.attention.masks import Mask
-from zoo.attention.request import Request
+from zoo.attention.request import RING, Request
 from zoo.cli.command_setup import set_attention_check
 from zoo.errors import BadInput
 
@@ -38,10 +39,13 @@ FULL = [
 ]
 
 
-def measure(kernel: Any, case: str, dtype: str = "bfloat16", head: int = 64) -> kernel_check.KernelError:
+def measure(
+    kernel: Any, case: str, dtype: str = "bfloat16", head: int = 64, *, in_ring: bool = False
+) -> kernel_check.KernelError:
     call = CASES[case]
     request = call.request()
-    request = dataclasses.replace(request, dtype=dtype, shape=(*request.shape[:5], head))
+    features = request.features | ({RING} if in_ring else set())
+    request = dataclasses.replace(request, features=features, dtype=dtype, shape=(*request.shape[:5], head))
     with compilation.quick():
         return measure_error(kernel, request, call.mask(call), None if call.bias is None else call.bias(call))
 
@@ -52,6 +56,35 @@ def test_a_right_kernel_passes(impl: str, case: str) -> None:
     result = measure(attention.IMPLEMENTATIONS[impl].load(), case)
     assert 0 < result.error <= CORRECT and result.seconds > 0, result
     require_correct(impl, CASES[case].request(), "here", result)
+
+
+RINGS = [
+    ("blocked", "sinks, grouped heads, dropout"),
+    *(("blocked", case) for case in ("bucket bias", "relative bias, scattered queries", "content ranks")),
+    *(("flash_tpu", case) for case in ("dropout, grouped heads", "bucket bias", "window to both sides")),
+    *(("flash_gpu", case) for case in ("dropout, grouped heads", "bucket bias")),
+]
+
+
+@pytest.mark.parametrize(("impl", "case"), [RINGS[0], *(pytest.param(*pair, marks=pytest.mark.full) for pair in RINGS[1:])])
+def test_a_right_kernel_of_chunks_passes(impl: str, case: str) -> None:
+    result = measure(attention.IMPLEMENTATIONS[impl].load(), case, in_ring=True)
+    assert 0 < result.error <= CORRECT, result
+
+
+@pytest.mark.planted(2)
+def test_a_wrong_kernel_of_chunks_is_caught() -> None:
+    """The mistakes: a log-sum-exp that is too large by one, and dropout by the indices in the chunk."""
+
+    def wrong_totals(*arrays: Any, return_totals: bool = False, **options: Any) -> Any:
+        result: Any = blocked(*arrays, return_totals=return_totals, **options)
+        return result._replace(lse=result.lse + arrays[5][:, 3].max()) if return_totals else result
+
+    def local_indices(*arrays: Any, **options: Any) -> Any:
+        return blocked(*arrays[:5], arrays[5][:, :2], *arrays[6:], **options)
+
+    for wrong in (wrong_totals, local_indices):
+        assert measure(wrong, "dropout, grouped heads", in_ring=True).error > kernel_check.TOLERANCE
 
 
 def wrong_scale(q: Any, *arrays: Any, scale: float, rate: float) -> Any:

@@ -24,7 +24,7 @@ from zoo.attention.kernels._flash_common import sink_gradient, sink_logits
 from zoo.attention.masks import NO_PAIR, Mask
 from zoo.attention.request import kernel_call
 from zoo.attention.tiles import Tile, add, take
-from zoo.attention.totals import MASKED, NO_KEY, Totals
+from zoo.attention.totals import MASKED, NO_KEY, Totals, padded_lse
 from zoo.ops import counter_rng
 from zoo.ops.reductions import row_max, row_sum
 from zoo.ops.selects import batches_per_step
@@ -70,7 +70,7 @@ def blocked(
     else:
         of_groups = None
         if totals is not None:
-            lse = jnp.pad(totals.lse, ((0, 0), (0, 0), (0, padded_t - t))).reshape(b, groups, n // groups, padded_t)
+            lse = padded_lse(totals, padded_t).reshape(b, groups, n // groups, padded_t)
             of_groups = Totals(by_group(totals.out * jnp.asarray(1 - rate, totals.out.dtype)), lse)
         attended: Any = _attend(plan, *operands, of_groups)
         out, lse = attended, None

@@ -30,7 +30,7 @@ from zoo.attention.kernels._flash_gpu_bodies import Inputs, Plan, head_block
 from zoo.attention.masks import NO_PAIR, Mask
 from zoo.attention.query_chunks import in_chunks
 from zoo.attention.request import RING, Request, kernel_call
-from zoo.attention.totals import Totals
+from zoo.attention.totals import Totals, padded_lse
 from zoo.ops import counter_rng
 from zoo.ops.tile_sizes import tile_sizes
 from zoo.sharding import target_platform
@@ -143,7 +143,7 @@ def _fused(
         return Totals(out[:, :t, :, :h], lse[:, :, :t])
     if totals is not None:
         out = common.pad_axis(common.pad_axis(totals.out, 1, padded_t), 3, padded_h)
-        totals = Totals(out, common.pad_axis(totals.lse, 2, padded_t))
+        totals = Totals(out, padded_lse(totals, padded_t))
     out: Any = _attend(plan, q, k, v, added, common.sink_logits(sinks), operands, totals)
     return out[:, :t, :, :h]
 

@@ -27,7 +27,7 @@ from zoo.attention.kernels._flash_tpu_plan import LANES, Plan
 from zoo.attention.kernels._flash_tpu_xlnet_bias import Positions, num_distances
 from zoo.attention.masks import Mask
 from zoo.attention.request import RING, Request, kernel_call
-from zoo.attention.totals import Totals
+from zoo.attention.totals import Totals, padded_lse
 from zoo.ops.tile_sizes import tile_sizes
 from zoo.sharding import target_platform
 
@@ -99,7 +99,7 @@ def flash_tpu(
         return Totals(jnp.swapaxes(out[:, :, :t], 1, 2), lse[:, :, 0, :t])
     if totals is not None:
         out = pad_axis(jnp.swapaxes(totals.out, 1, 2), 2, padded_t)
-        totals = Totals(out, pad_axis(totals.lse, 2, padded_t)[:, :, None])
+        totals = Totals(out, padded_lse(totals, padded_t)[:, :, None])
     out: Any = attend(plan, q, k, v, added, sink_logits(sinks), operands, totals)
     return jnp.swapaxes(out[:, :, :t], 1, 2)  # [B, T, N, H]
 
