@@ -76,14 +76,15 @@ def _memory(plan: Plan) -> Figure:
 
 
 def _roofline(plan: Plan) -> list[Figure]:
-    """Return FLOP/s over FLOPs a byte, both logarithmic: the roofs of memory, interconnect and compute, and this step."""
+    """Return FLOP/s over FLOPs a byte, both logarithmic: the roofs of memory, links and compute, and this step."""
     device = parse_target(plan.target).published
     peak = None if device is None else device.peak.get(plan.precision)
     if device is None or device.bandwidth is None or peak is None or not plan.products or not plan.bytes:
         return []
     flops, top, slope = plan.products + (plan.kernels or 0), peak * 1e12, device.bandwidth * 1e9
-    links = max(plan.times.interconnect or 0.0, plan.times.between_slices or 0.0)
-    link_bound = flops / links if links else None
+    seconds = {name: getattr(plan.times, name) or 0.0 for name in ("interconnect", "between_slices", "host")}
+    link = max(seconds, key=lambda name: seconds[name])
+    link_bound = flops / seconds[link] if seconds[link] else None
     at, ridge = flops / plan.bytes, top / slope
     reached = min(top, slope * at, link_bound or top)
     low, high = math.floor(math.log10(min(at, ridge)) - 0.5), math.ceil(math.log10(max(at, ridge)) + 0.5)
@@ -100,7 +101,10 @@ def _roofline(plan: Plan) -> list[Figure]:
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
         axes.yaxis.set_major_formatter(lambda value, _: plan_text.format_decimal(value).strip())
 
-    network = plan_text.TIMES["between_slices" if plan.times.between_slices == links else "interconnect"]
-    keys = {"memory and compute": "one"} | ({network: "two dashed"} if link_bound else {}) | {"this step": "three dots"}
+    keys = (
+        {"memory and compute": "one"}
+        | ({plan_text.TIMES[link]: "two dashed"} if link_bound else {})
+        | {"this step": "three dots"}
+    )
     label = f"this step: {at:.3g} FLOPs a byte, {plan_text.format_decimal(reached)}FLOP/s"
     return [Figure("FLOP/s of a device", draw, label, keys, across=True)]

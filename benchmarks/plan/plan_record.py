@@ -162,9 +162,9 @@ def make_plan(program: Program, name: str) -> Plan:
         work = check_flops(program, work, name)
         # On a TPU, temporaries in memory on the chip are not among those of the compiler's report.
         least = flops_and_bytes.least_bytes(module, program.temporaries, target.cache)
-        step_times = roofline.times_of_step(work, sent, devices, target, run.precision, least)
         moved = host_transfers.count_transfers(module)
-        step_times = dataclasses.replace(step_times, host=host_transfers.transfer_seconds(moved, device))
+        to_host = host_transfers.transfer_seconds(moved, device)
+        step_times = roofline.times_of_step(work, sent, devices, target, run.precision, least, to_host)
     plan = Plan(
         name=name,
         mode=program.mode,

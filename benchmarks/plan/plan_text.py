@@ -43,8 +43,10 @@ def search_blocks(result: SearchResult, top: int) -> list[Block]:
     policies = ("remat", *(["optimizer"] if optional["optimizer"] else []), "micro")
     head = ("mesh", *policies, "holds", *(TIMES[name] for name in names), "MFU bound")
     title = [Heading(f"{plan_headline(plan)}: the best of {len(result.ranked)} that fit") for plan in best[:1]]
-    unknown = "No rate of the network between slices is published: the bounds leave it out."
-    notes = [unknown] if any(plan.times.between_slices is None for plan in best) else []
+    links = {"between_slices": "the network between slices", "host": "the link to the memory of the host"}
+    unknown = [link for name, link in links.items() if any(getattr(plan.times, name) is None for plan in best)]
+    bounded = any(plan.bound is not None for plan in best)
+    notes = [f"No rate of {link} is published: the bounds leave it out." for link in unknown if bounded]
     return [*title, Table(head, rows, words=2), *notes, result.summary]
 
 
@@ -135,6 +137,8 @@ def bound_sentence(plan: Plan) -> str:
         limit, cache = "memory traffic", f" and nothing is cached, and {plan.ceiling:.1%} at most"
     if slowest == "between_slices":
         limit = "the network between slices"
+    if slowest == "host":
+        limit = "the link to the host"
     unknown = ""
     if plan.times.between_slices is None:
         unknown = " No rate of the network between slices is published: its time is left out."

@@ -69,7 +69,13 @@ an H100, and the same share. Without such a step it is 1. `benchmarks/results/pu
 
 
 def times_of_step(
-    work: Work, collectives: Sequence[Collective], devices: np.ndarray, target: Target, dtype: str, least_bytes: float = 0.0
+    work: Work,
+    collectives: Sequence[Collective],
+    devices: np.ndarray,
+    target: Target,
+    dtype: str,
+    least_bytes: float = 0.0,
+    host: float | None = 0.0,
 ) -> Times:
     """Return the times of a step whose matrix products have the dtype `dtype`.
 
@@ -77,6 +83,7 @@ def times_of_step(
         least_bytes: bytes that a device moves however much is cached.
         devices: devices that `Collective.groups` numbers: of the mesh, or of one slice if the program is that of a slice; each
             has a number, `id`, and on a TPU `coords`, its place in the torus.
+        host: seconds of the transfers to and from the memory of the host; None if they are not known.
     """
     device = target.published
     peak = None if device is None else device.peak.get(dtype)
@@ -94,7 +101,7 @@ def times_of_step(
     if peak is not None and bandwidth is not None:
         rate = SUSTAINED.get(target.chip, 1.0) * peak * 1e12
         in_turn = math.fsum(max(flops / rate, moved / (bandwidth * 1e9)) for flops, moved in work.operations)
-        estimate = max(in_turn + waited, interconnect or 0.0, between_slices or 0.0)
+        estimate = max(in_turn + waited, interconnect or 0.0, between_slices or 0.0, host or 0.0)
     return Times(
         compute=None if peak is None else work.flops / (peak * 1e12),
         memory=None if bandwidth is None else work.bytes / (bandwidth * 1e9),
@@ -102,6 +109,7 @@ def times_of_step(
         memory_least=None if bandwidth is None else least_bytes / (bandwidth * 1e9),
         estimate=estimate,
         between_slices=between_slices,
+        host=host,
     )
 
 

@@ -199,6 +199,9 @@ def test_text_and_page_say_what_was_planned(capsys: pytest.CaptureFixture[str]) 
     assert "<script" not in drawn
     for line in ("the FLOPs of strange_kernel are not counted", "all is well", "at least 1 ms", "about 2 ms", "at least 3 ms"):
         assert line in text and line in drawn
+    on_host = dataclasses.replace(rated, times=dataclasses.replace(times, host=5e-3), to_host=1e9)
+    assert "limited by the link to the host, if" in " ".join(printed(on_host).split())
+    assert f"{plan_text.format_decimal(1e12 / 5e-3)}FLOP/s" in plan_page.render_plan(on_host)
     uncached = dataclasses.replace(rated, times=dataclasses.replace(times, memory=4e-3), ceiling=0.5)
     overlap = "if compute, memory and links overlap and nothing is cached, and 50.0% at most."
     sentence = f"MFU is about 25.0%, limited by memory traffic, {overlap}"

@@ -133,6 +133,10 @@ def test_a_step_is_estimated_as_its_operations_one_after_another() -> None:
     link = roofline.times_of_step(work, [sent], devices(8), target, "bfloat16").interconnect
     assert seconds["data"] == pytest.approx(2.0) and seconds["tensor"] == pytest.approx(2.0 + (link or 0.0)) and link
     assert roofline.compute_times(work, target, "bfloat16").estimate == pytest.approx(1.0)
+    # A step is not shorter than the transfers to the host.
+    for host, estimate in ((None, 2.0), (1.5, 2.0), (3.0, 3.0)):
+        times = roofline.times_of_step(work, [], devices(8), target, "bfloat16", host=host)
+        assert (times.host, times.estimate) == (host, pytest.approx(estimate))
 
 
 def test_a_kernels_products_are_those_of_the_pairs_that_its_mask_leaves() -> None:

@@ -273,7 +273,16 @@ def test_a_search_tries_the_meshes_that_slices_divide(monkeypatch: pytest.Monkey
 
 
 def test_a_search_shows_bytes_where_no_rate_is_published() -> None:
-    heading: Any = plan_text.search_blocks(plan_record.SearchResult(ranked=[planned()], summary="done"), 4)
-    _, table, note, summary = heading
+    """A bound that leaves a link out has a note; without a bound there is none."""
+
+    def blocks(**changes: Any) -> Any:
+        plan = dataclasses.replace(planned(), **changes)
+        return plan_text.search_blocks(plan_record.SearchResult(ranked=[plan], summary="done"), 4)
+
+    _, table, summary = blocks()
+    assert summary == "done"
+    _, table, note, summary = blocks(bound=0.5)
     assert "between slices" in table.head and table.rows[0][list(table.head).index("between slices")].endswith("kB")
     assert note.startswith("No rate of the network between slices is published") and summary == "done"
+    times = dataclasses.replace(planned().times, between_slices=0.0, host=None)
+    assert blocks(bound=0.5, times=times)[2].startswith("No rate of the link to the memory of the host is published")
