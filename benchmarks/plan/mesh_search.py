@@ -215,6 +215,9 @@ def smaller_candidates(large: Sequence[tuple[Candidate, Plan]], run: run_config.
         host = target.platform != "cpu" and run.optim.name != "adafactor"
         if (offload and not host) or (moments, offload) == (run.optim.moments, run.optim.offload):
             continue
+        # What the job saves already is kept.
+        if (run.optim.moments == "bfloat16" and moments != "bfloat16") or (run.optim.offload and not offload):
+            continue
         for candidate, plan in least.values():
             saved = plan.memory["optimizer"] * (1.0 if offload else 0.5)
             if plan.largest - saved <= (plan.device_memory or math.inf):
@@ -256,15 +259,16 @@ def ordered_candidates(run: run_config.Run, mode: Mode, target: Target) -> list[
         parts = rows * candidate.sequence
         activations = 2 * ACTIVATION_COPIES[candidate.remat] * layers * width * tokens / (parts * candidate.accumulate)
         fits = device is None or device.memory is None or state + activations < device.memory
-        # Bytes that a device sends: for fsdp and sequence two gathers and a scatter of each layer in each micro-batch, for data a
-        # sum of all gradients, for tensor two sums of activations in each block and direction, for sequence four exchanges.
+        # Bytes that a device sends: for fsdp and sequence two gathers and a scatter of each layer, and for data a sum of all
+        # gradients, in each micro-batch; for tensor two sums of activations in each block and direction, for sequence four
+        # exchanges.
         gathered = 8 * parameters / candidate.tensor * (1 - 1 / shards) * candidate.accumulate
-        summed = 8 * parameters / share * (1 - 1 / candidate.data)
+        summed = 8 * parameters / share * (1 - 1 / candidate.data) * candidate.accumulate
         reduced = 16 * layers * width * tokens / parts * (1 - 1 / candidate.tensor)
         exchanged = 16 * layers * width * tokens / (parts * candidate.tensor) * (1 - 1 / candidate.sequence)
         outer = mesh_sizes.slice_sizes(candidate.mesh, dict.fromkeys(AXES, 1) | candidate.sizes, target.slices)
         # Between slices, each device sends its part of what they exchange: see `collectives.divide_by_slices`.
-        across = 8 * parameters / share * (1 - 1 / outer["data"])
+        across = 8 * parameters / share * (1 - 1 / outer["data"]) * candidate.accumulate
         across += 8 * parameters / (share / outer["fsdp"]) * (1 - 1 / outer["fsdp"]) * candidate.accumulate
         flops = RECOMPUTE_FACTOR[candidate.remat] * 6 * parameters * tokens / count
         peak = max(device.peak.values()) * 1e12 if device else 1e12
