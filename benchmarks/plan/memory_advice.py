@@ -76,17 +76,18 @@ def _candidates(program: Program, large: list[LargeArray], memory: int) -> Itera
         yield Advice(options=f"--batch {batch}", reason=reason, change=_within("data", batch=batch))
     if train and SHARE * sizes["optimizer"] >= memory:
         if run.optim.moments == "float32":
-            options, reason = "--optim.moments bfloat16", "moments take half of their memory"
+            options, reason = "--optim.moments bfloat16", "moments take half the memory"
             yield Advice(options=options, reason=reason, change=_within("optim", moments="bfloat16"))
         if not run.optim.offload and program.target.platform != "cpu":
             reason = "moments of layers are in the memory of the host"
             yield Advice(options="--optim.offload", reason=reason, change=_within("optim", offload=True))
-    axes = program.mesh.shape
-    if axes["data"] > 1 and SHARE * constant >= memory:
-        fsdp = axes["data"] * axes["fsdp"]
-        options = f"--mesh.data 1 --mesh.fsdp {fsdp}"
+    axes, slices = program.mesh.shape, program.target.slices
+    # Divided over slices, parameters would be sent over the slower network.
+    if axes["data"] > slices and SHARE * constant >= memory:
+        fsdp = axes["data"] * axes["fsdp"] // slices
+        options = f"--mesh.data {slices} --mesh.fsdp {fsdp}"
         reason = f"parameters and optimizer divided over {fsdp} devices instead of {axes['fsdp']}"
-        yield Advice(options=options, reason=reason, change=_within("mesh", data=1, fsdp=fsdp))
+        yield Advice(options=options, reason=reason, change=_within("mesh", data=slices, fsdp=fsdp))
     if program.mesh.size > 1:
         yield Advice(
             options="--search", reason="tries meshes, remat and micro-batches, and ranks those that fit", change=lambda run: run

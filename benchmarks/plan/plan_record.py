@@ -199,7 +199,7 @@ def make_plan(program: Program, name: str) -> Plan:
         unknown=list(work.unknown) if work else [],
         warnings=[
             *program.remarks,
-            *replication_warnings(program.arguments, dict(mesh.shape)),
+            *replication_warnings(program.arguments, dict(mesh.shape), slices=target.slices),
             *gather_warnings(sent, program),
             *loops,
             *(
@@ -232,10 +232,11 @@ def optimizer_policy(optim: Optim) -> str:
     return "bfloat16 moments on the host" if all(parts) else "".join(parts)
 
 
-def replication_warnings(arguments: dict[str, Any], mesh: dict[str, int], large: int = LARGE) -> list[str]:
+def replication_warnings(arguments: dict[str, Any], mesh: dict[str, int], large: int = LARGE, *, slices: int = 1) -> list[str]:
     """Return warnings of arrays that every device along an axis holds in full.
 
-    They are listed by name, except along `data`, where all are replicated on purpose: those share one line.
+    They are listed by name, except along `data`, where all are replicated on purpose: those share one line. There is none where
+    `data` only joins slices: to divide parameters over these would send them over the slower network.
     """
     messages: list[str] = []
     replicated: dict[str, float] = {}
@@ -251,9 +252,11 @@ def replication_warnings(arguments: dict[str, Any], mesh: dict[str, int], large:
             if axes and device_bytes >= large:
                 copies = f"{device_bytes / 2**20:,.0f} MiB on each device"
                 messages.append(f"{what} {path_of(keys)} {tuple(leaf.shape)} is copied over {' and '.join(axes)}: {copies}")
-    if sum(replicated.values()) >= large:
+    if sum(replicated.values()) >= large and mesh["data"] > slices:
         size = f"{sum(replicated.values()) / 2**20:,.0f} MiB on each device"
-        messages.append(f"{', '.join(replicated)}: copied over data, {size}; fsdp instead of data would divide them")
+        within = f"--mesh.data {slices} --mesh.fsdp {mesh['data'] * mesh['fsdp'] // slices}"
+        instead = within if slices > 1 else "fsdp instead of data"
+        messages.append(f"{', '.join(replicated)}: copied over data, {size}; {instead} would divide them")
     return messages
 
 
@@ -261,7 +264,7 @@ def gather_warnings(sent: Iterable[Collective], program: Program) -> list[str]:
     """Return warnings of stacks of layers that are gathered in full, outside of the loop over the layers.
 
     They may be in a loop over micro-batches, so the size of the gathered array decides: within the loop over the layers, it is
-    one layer.
+    one layer. A gather within slices and between them is one, of the devices along its axes in all slices.
     """
     paths_by_shape: dict[tuple[int, int], list[str]] = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(program.arguments["parameters"]):
@@ -269,10 +272,12 @@ def gather_warnings(sent: Iterable[Collective], program: Program) -> list[str]:
         if any(part.endswith("layers") for part in path.split("/")) and leaf.shape[0] > 1:
             elements = math.prod(leaf.sharding.shard_shape(leaf.shape))
             paths_by_shape.setdefault((leaf.shape[0], elements), []).append(path)
-    messages: dict[str, None] = {}
+    sizes: dict[str, float] = {}
     for collective in sent:
-        if collective.kind != "all-gather" or "fsdp" not in collective.axes.removesuffix(PART).split(" x "):
+        axes = collective.axes.removesuffix(PART).split(" x ")
+        if collective.kind != "all-gather" or "fsdp" not in axes:
             continue
+        members = math.prod(program.mesh.shape[axis] for axis in axes)
         for array in collective.arrays:
             # The layers are the first axis or two: one layer may have another axis of that size, and as many elements as a stack.
             first = set(itertools.accumulate(array.shape, operator.mul))
@@ -280,9 +285,9 @@ def gather_warnings(sent: Iterable[Collective], program: Program) -> list[str]:
                 paths for (layers, elements), paths in paths_by_shape.items() if elements == array.elements and layers in first
             )
             if names := " or ".join(path for paths in matching for path in paths):
-                size = array.bytes * collective.members / 2**20
-                messages[f"all layers of {names} are gathered at once, outside of the loop over them: {size:,.1f} MiB"] = None
-    return list(messages)
+                sizes[names] = max(sizes.get(names, 0.0), array.bytes * members / 2**20)
+    where = "are gathered at once, outside of the loop over them"
+    return [f"all layers of {names} {where}: {size:,.1f} MiB" for names, size in sizes.items()]
 
 
 def compiler_versions(platform: str) -> dict[str, str]:

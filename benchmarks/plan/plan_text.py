@@ -162,7 +162,7 @@ def host_sentence(plan: Plan) -> str:
     if not plan.host:
         return ""
     published = parse_target(plan.target).published
-    devices = min(plan.devices, 1 if published is None else published.host)
+    devices = min(plan.devices // plan.slice_count, 1 if published is None else published.host)
     together = f", {format_bytes(devices * plan.host)} for the {devices} devices of a host" if devices > 1 else ""
     return f"In the memory of the host: {format_bytes(plan.host)} of each device{together}."
 

@@ -13,7 +13,17 @@ from benchmarks.flops.flops_and_bytes import Work
 from benchmarks.hlo import hlo_parser
 from benchmarks.hlo.hlo_parser import ExecutedInstruction
 from benchmarks.hlo.instructions import Instruction
-from benchmarks.plan import collectives, compile_program, mesh_search, plan_page, plan_record, plan_text, roofline, target_devices
+from benchmarks.plan import (
+    collectives,
+    compile_program,
+    memory_advice,
+    mesh_search,
+    plan_page,
+    plan_record,
+    plan_text,
+    roofline,
+    target_devices,
+)
 from benchmarks.plan.collectives import Collective
 from tests.support import benchmark_steps, tiny
 from train.config.data_options import CausalData
@@ -286,3 +296,40 @@ def test_a_search_shows_bytes_where_no_rate_is_published() -> None:
     assert note.startswith("No rate of the network between slices is published") and summary == "done"
     times = dataclasses.replace(planned().times, between_slices=0.0, host=None)
     assert blocks(bound=0.5, times=times)[2].startswith("No rate of the link to the memory of the host is published")
+
+
+def test_the_memory_of_a_host_has_the_devices_of_one_slice() -> None:
+    for target, count in (("h100:4*2", 4), ("h100:8", 8), ("h100:16", 8)):
+        slices = planned().slices if "*" in target else dict.fromkeys(AXES, 1)
+        devices = 8 if target != "h100:16" else 16
+        plan = dataclasses.replace(planned(), target=target, devices=devices, slices=slices, host=1 << 30)
+        assert f"1.0 GiB of each device, {count}.0 GiB for the {count} devices of a host" in plan_text.host_sentence(plan)
+
+
+def test_slices_of_copies_are_not_advised_to_divide_parameters() -> None:
+    """The slower network then sends gradients only: `data` is as large as the number of slices."""
+    program = compile_program.compile_run(gpt(data=8), "train", target_devices.parse_target("cpu:4*2"))
+    for data, end in ((8, "--mesh.data 2 --mesh.fsdp 4 would divide them"), (2, None)):
+        sizes = dict(program.mesh.shape) | {"data": data}
+        lines = plan_record.replication_warnings(program.arguments, sizes, 1, slices=2)
+        assert [line.partition("; ")[2] for line in lines if "copied over data" in line] == ([end] if end else [])
+    advice = [one.options for one in memory_advice.memory_advice(program, [], 1 << 20)]
+    assert "--mesh.data 2 --mesh.fsdp 4" in advice and not any("--mesh.data 1" in options for options in advice)
+
+
+@pytest.mark.planted(1)
+def test_a_gather_of_a_stack_over_slices_is_warned_of_once() -> None:
+    """Its parts within slices and between them are one gather, of the devices of all slices."""
+    program = compile_program.compile_run(gpt(data=1, fsdp=8), "train", target_devices.parse_target("cpu:4*2"))
+    text = """
+ENTRY %main (w: f32[2,8,256]) -> f32[2,64,256] {
+  %w = f32[2,8,256]{2,1,0} parameter(0)
+  ROOT %g = f32[2,64,256]{2,1,0} all-gather(%w), replica_groups=[1,8]<=[8], dimensions={1}
+}
+"""
+    sizes = dict(program.mesh.shape)
+    outer = plan_record.mesh_sizes.slice_sizes(program.run.mesh, sizes, 2)
+    parts = collectives.sent_by_program(hlo_parser.parse_program(text), sizes, outer, of_slice=False)
+    assert len(parts) == 2
+    (line,) = plan_record.gather_warnings(parts, program)
+    assert "layers/mlp/up/kernel" in line and line.endswith(f"{4 * 2 * 64 * 256 / 2**20:,.1f} MiB")
