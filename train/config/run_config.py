@@ -18,7 +18,7 @@ from train.config.objectives import (
 )
 from train.config.option_groups import Selection, Spikes
 from zoo.configs import Objective, Precision, longest_row
-from zoo.errors import require
+from zoo.errors import BadInput, require
 
 Schedule = Literal["cosine", "linear", "inverse_sqrt", "inverse_sqrt_flat", "constant"]
 Optimizer = Literal["adamw", "adafactor", "muon"]
@@ -107,8 +107,9 @@ class Optim:
             self.layer_decay,
             "choose a number above 0 and up to 1 (1 = the same rate in all layers)",
         )
-        fix = "the moments of adafactor are sums over rows and columns, which are small; choose adamw or muon, or leave it out"
-        require(not self.offload or self.name != "adafactor", "optim.offload", "true", fix)
+        if self.offload and self.name == "adafactor":
+            fix = "which are small; choose adamw or muon, or leave it out"
+            raise BadInput(f"--optim.offload: the moments of adafactor are sums over rows and columns, {fix}")
         require(self.freeze_layers >= 0, "optim.freeze_layers", self.freeze_layers, "choose 0 (none) or a number of layers")
         require(0 <= self.clip < math.inf, "optim.clip", self.clip, "choose 0 (off) or a norm")
 

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from train.config import mesh_sizes, run_config
 from zoo import models
-from zoo.errors import require
+from zoo.errors import BadInput, require
 from zoo.mesh_axes import HEADS, POSITIONS, divides_heads
 from zoo.sharding import BATCH, shardings
 
@@ -95,8 +95,8 @@ def check_mesh(run: run_config.Run, mesh: Mesh) -> None:
         run.engine,
         "pmap divides rows only: the other axes of the mesh need a partitioned program; choose 1 for them, or --engine jit",
     )
-    fix = "pmap keeps all arrays on its devices; leave it out, or choose --engine jit"
-    require(run.engine == "jit" or not run.optim.offload, "optim.offload", "true", fix)
+    if run.engine != "jit" and run.optim.offload:
+        raise BadInput("--optim.offload: pmap keeps all arrays on its devices; leave it out, or choose --engine jit")
     check_host_memory(run, mesh.devices.flat[0])
     mesh_sizes.check_rows(run, mesh.shape)
     mesh_sizes.check_positions(run, mesh.shape)
@@ -118,13 +118,14 @@ def check_host_memory(run: run_config.Run, device: Any) -> None:
         BadInput: an option needs memory of the kind `pinned_host`, which the device does not have.
     """
     options = {
-        ("model.compute.remat", "offload", "choose save_dots"): run.model.compute.remat == "offload",
-        ("optim.offload", "true", "leave it out"): run.optim.offload,
+        ("--model.compute.remat offload", "choose save_dots"): run.model.compute.remat == "offload",
+        ("--optim.offload", "leave it out"): run.optim.offload,
     }
-    for (key, value, fix), chosen in options.items():
+    for (option, fix), chosen in options.items():
         kinds = memory_kinds(device) if chosen else ["pinned_host"]
-        reason = f"the platform {device.platform} has no memory of the kind pinned_host, only {', '.join(kinds)}"
-        require("pinned_host" in kinds, key, value, f"{reason}; {fix}")
+        if "pinned_host" not in kinds:
+            reason = f"the platform {device.platform} has no memory of the kind pinned_host, only {', '.join(kinds)}"
+            raise BadInput(f"{option}: {reason}; {fix}")
 
 
 def memory_kinds(device: Any) -> list[str]:
