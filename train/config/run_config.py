@@ -81,7 +81,7 @@ class Optim:
     moments: Moments = "float32"
     """Number format of the stored moments. bfloat16: half the memory; rounded at random, so that the mean is exact."""
     offload: bool = False
-    """Keep the moments in the memory of the host between updates (adamw, muon)."""
+    """Keep the moments of the layers' matrices in the memory of the host between updates (adamw, muon)."""
     layer_decay: float = 1.0
     """Learning rate of each layer relative to the layer above; the embeddings are below the first layer."""
     freeze_layers: int = 0
@@ -125,7 +125,7 @@ class Optim:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mesh:
-    """Devices along each mesh axis; their product is the number of devices. `slices` is no axis."""
+    """Devices along each axis; their product is the number of devices. `slices` divides `data` and `fsdp`, and is not an axis."""
 
     data: int = -1
     """Number of devices for data parallelism; -1 = all devices that the other axes leave."""
@@ -136,10 +136,11 @@ class Mesh:
     expert: int = 1
     """Number of devices that the experts of a layer are divided over; rows of the batch are divided over them too."""
     sequence: int = 1
-    """Number of devices that the positions of a row are divided over; in attention, each has a part of the heads instead."""
+    """Number of devices that the positions of a row are divided over; in attention, each has a part of the heads instead, or keys
+    and values pass in a ring (--model.compute.sequence)."""
     slices: int = 0
-    """Number of slices, groups of as many devices each, that a slower network joins; data, then fsdp, is divided over them.
-    0 = as many as TPUs report, and 1 of other devices."""
+    """Number of slices, groups of equally many devices that a slower network joins; data, then fsdp, is divided over them. 0 = as
+    many as TPUs report, and 1 of other devices."""
 
     def __post_init__(self) -> None:
         for axis in ("data", "fsdp", "tensor", "expert", "sequence"):
