@@ -280,6 +280,10 @@ def test_a_search_tries_the_meshes_that_slices_divide(monkeypatch: pytest.Monkey
     # Devices send the least between slices if each has a quarter of the gradients of its slice, and no parameters.
     assert places[2, 4] < places[4, 2] < places[8, 1]
     assert places[2, 4] < places[1, 8]
+    # Gradients are summed over data in every micro-batch, as often as fsdp gathers layers.
+    ordered = mesh_search.ordered_candidates(gpt(), "train", target_devices.parse_target("v5e:2x4"))
+    names = [(one.data, one.fsdp, one.accumulate) for one in ordered if one.remat == "none"]
+    assert names.index((1, 8, 1)) < names.index((8, 1, 2))
 
 
 def test_a_search_shows_bytes_where_no_rate_is_published() -> None:
