@@ -79,11 +79,6 @@ def attention(
     line = auto_line(kernel_request, target_platform(), target_device_kind()) if impl == "auto" else None
     name = choose(impl, kernel_request) if line is None else line.implementation
 
-    def scope(products: float, **of_ring: Any) -> str:
-        """Record a call of the implementation, and return its name scope."""
-        products = products if find_implementation(name).multiplies_distances else 0.0
-        return record_call(name=name, request=request, mask=mask, line=line, distance_flops=products, **of_ring)
-
     scale = float(q.shape[-1] ** -0.5) if scale is None else scale
     rate, seed = dropout if dropout is not None and dropout[0] > 0 else (0.0, None)
     heads = jnp.arange(q.shape[2], dtype=jnp.uint32)
@@ -95,6 +90,12 @@ def attention(
     # A plug-in that takes the name of one of the zoo does not affect "auto".
     row = IMPLEMENTATIONS[name] if impl == "auto" else find_implementation(name)
     first_uses.check(name, row.load(), kernel_request, mask, bias)
+
+    def scope(products: float, **of_ring: Any) -> str:
+        """Record a call of the implementation, and return its name scope."""
+        products = products if row.multiplies_distances else 0.0
+        return record_call(name=name, request=request, mask=mask, line=line, distance_flops=products, **of_ring)
+
     if division is not None:
         kernel: Any = row.load()
         ring = Ring(kernel=kernel, division=division, scale=scale, rate=rate, scope=scope)
