@@ -12,6 +12,7 @@ from train.config import mesh_sizes, run_config
 from zoo import models
 from zoo.errors import BadInput, require
 from zoo.mesh_axes import HEADS, POSITIONS, divides_heads
+from zoo.runtime import hardware
 from zoo.sharding import BATCH, shardings
 
 
@@ -58,7 +59,10 @@ def divide_into_slices(shape: run_config.Mesh, devices: Sequence[Any]) -> list[l
         BadInput: the options have another number of slices than the devices report; slices of different sizes; or a number of
             slices that does not divide the devices.
     """
-    reported = {number: [device for device in devices if slice_number(device) == number] for number in map(slice_number, devices)}
+    reported = {
+        number: [device for device in devices if hardware.slice_number(device) == number]
+        for number in map(hardware.slice_number, devices)
+    }
     count = shape.slices or len(reported)
     if None in reported:
         mesh_sizes.check_slices(count, len(devices))
@@ -70,16 +74,6 @@ def divide_into_slices(shape: run_config.Mesh, devices: Sequence[Any]) -> list[l
     fix = f"the slices have {', '.join(map(str, sizes))} devices; start the run on slices of one size"
     require(len(set(sizes)) == 1, "mesh.slices", count, fix)
     return [members for _, members in sorted(reported.items())]
-
-
-SLICED = ("tpu",)
-"""Platforms whose devices report slices. Under the same name, others count the hosts, or groups of hosts that NVLink joins; the
-network that joins these may be one for all axes."""
-
-
-def slice_number(device: Any) -> int | None:
-    """Return the number of the slice that a device reports; None if it reports none."""
-    return getattr(device, "slice_index", None) if device.platform in SLICED else None
 
 
 def check_mesh(run: run_config.Run, mesh: Mesh) -> None:

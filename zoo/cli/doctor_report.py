@@ -70,7 +70,6 @@ def collect_facts() -> Facts:
     """Collect the facts in this process, after `jax_setup.prepare_jax`."""
     import jax
 
-    from train.engine.device_mesh import slice_number
     from zoo.ops import tile_sizes
 
     error, problems = None, []
@@ -93,7 +92,7 @@ def collect_facts() -> Facts:
         versions={"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in LIBRARIES}},
         platform=jax.default_backend(),
         devices=tuple(device.device_kind for device in devices),
-        slices=len({slice_number(device) for device in jax.devices()}),
+        slices=len({hardware.slice_number(device) for device in jax.devices()}),
         device_memory=(devices[0].memory_stats() or {}).get("bytes_limit"),
         host_memory=hardware.host_memory(),
         cpus=os.cpu_count() or 0,

@@ -135,3 +135,13 @@ DEVICES |= {
     "TPU v6e": _V6E,
     "TPU7x": _TPU7X,
 }
+
+
+SLICED = ("tpu",)
+"""Platforms whose devices report slices. Under the same name, others count the hosts, or groups of hosts that NVLink joins; the
+network that joins these may be one for all axes."""
+
+
+def slice_number(device: Any) -> int | None:
+    """Return the number of the slice that a device reports; None if it reports none."""
+    return getattr(device, "slice_index", None) if device.platform in SLICED else None

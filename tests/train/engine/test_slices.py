@@ -15,6 +15,7 @@ from train.config.run_config import Mesh, TrainingMachine
 from train.engine import device_mesh
 from zoo.errors import BadInput
 from zoo.mesh_axes import AXES
+from zoo.runtime import hardware
 
 MESHES = {
     "data": Mesh(data=2, fsdp=2, tensor=2),
@@ -32,7 +33,7 @@ def report_slices(monkeypatch: pytest.MonkeyPatch) -> Any:
     def report(count: int) -> None:
         kind = type(jax.devices()[0])
         monkeypatch.setattr(kind, "slice_index", property(lambda device: device.id % count), raising=False)
-        monkeypatch.setattr(device_mesh, "SLICED", ("cpu",))
+        monkeypatch.setattr(hardware, "SLICED", ("cpu",))
 
     return report
 
