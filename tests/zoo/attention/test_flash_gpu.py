@@ -109,7 +109,7 @@ CHUNK_MISTAKES: dict[str, tuple[Any, str, Callable[..., Any], set[str]]] = {
     "rows of dropout counted in their chunk": (
         flash_gpu,
         "_fused",
-        lambda *args, **options: fused(*args[:5], **options),
+        lambda *args, **options: fused(*args[:5], args[5][:, :2], **options),
         {"out", "d_q", "d_k", "d_v", "d_q_r", "d_q_s", "d_r", "d_sinks"},
     ),
     "gradients of skipped tiles not cleared": (bodies.lax, "fori_loop", without_loops("clear"), {"d_q_r", "d_r", "d_q_s"}),
@@ -191,8 +191,8 @@ def beside_the_diagonal_nothing(states: Any) -> Any:
     return jnp.where(jnp.eye(*states.shape[1:], dtype=bool), states, NO_PAIR)
 
 
-def with_rate_of_the_first_rows(self: Any, queries: Any) -> Any:
-    return row_hash(self, queries - queries[0])
+def with_rate_of_the_first_rows(self: Any, plan: Any, queries: Any) -> Any:
+    return row_hash(self, plan, queries - queries[0])
 
 
 def without_far_sums(plan: Any, bias: Any, operands: Any, inputs: Any, arrays: Any, d_far: Any) -> Any:
@@ -212,9 +212,9 @@ def of_the_opposite_distance(self: Any, distance: Any) -> Any:
     return index_of_distance(self, -distance)
 
 
-def without_sinks_backward(plan: Any, q: Any, k: Any, v: Any, bias: Any, sinks: Any, operands: Any) -> Any:
+def without_sinks_backward(plan: Any, q: Any, k: Any, v: Any, bias: Any, sinks: Any, operands: Any, totals: Any) -> Any:
     """Return the output, whose gradients are those of attention without sinks."""
-    without, out = (jnp.asarray(attend(plan, q, k, v, bias, logits, operands)) for logits in (None, sinks))
+    without, out = (jnp.asarray(attend(plan, q, k, v, bias, logits, operands, totals)) for logits in (None, sinks))
     return without + jax.lax.stop_gradient(out - without)
 
 

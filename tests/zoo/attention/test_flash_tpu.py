@@ -105,9 +105,9 @@ def reversed_differently(self: Any, plan: Any, sums: Any) -> Any:
     return dataclasses.replace(gradient, q_r=relative.reverse_blocks(gradient.q_r, plan.block_q))
 
 
-def without_sinks_backward(plan: Any, q: Any, k: Any, v: Any, bias: Any, sinks: Any, operands: Any) -> Any:
+def without_sinks_backward(plan: Any, q: Any, k: Any, v: Any, bias: Any, sinks: Any, operands: Any, totals: Any) -> Any:
     """Return the output, whose gradients are those of attention without sinks."""
-    without, out = (jnp.asarray(attend(plan, q, k, v, bias, logits, operands)) for logits in (None, sinks))
+    without, out = (jnp.asarray(attend(plan, q, k, v, bias, logits, operands, totals)) for logits in (None, sinks))
     return without + jax.lax.stop_gradient(out - without)
 
 
