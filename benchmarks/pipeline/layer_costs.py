@@ -118,7 +118,7 @@ class Shape:
     parameters: float
     """Number of all parameters."""
     fused: bool = True
-    """Whether attention is a fused kernel, which writes no scores and skips pairs that a causal mask excludes."""
+    """True if attention is a fused kernel, which writes no scores and skips pairs that a causal mask excludes."""
     heads: int = 0
     """Number of heads; needed only if attention is not fused."""
 

@@ -52,10 +52,10 @@ class Layout:
     """Micro-batches of a step, m."""
     remat: str = "full"
     keeps: bool = False
-    """Whether a stage gathers its parameters once in a step and sends the sum of gradients once, instead of both in each
+    """True if a stage gathers its parameters once in a step and sends the sum of gradients once, instead of both in each
     micro-batch."""
     divides_residual: bool = False
-    """Whether the residual stream is divided along `tensor` (Megatron's sequence parallelism), which this project does not do."""
+    """True if the residual stream is divided along `tensor` (Megatron's sequence parallelism), which this project does not do."""
     sum_bytes: int = 4
     """Bytes of a value in sums along `tensor`: float32 in programs that XLA compiles for GPUs, 2 in Megatron."""
 

@@ -30,7 +30,7 @@ class CollectiveTotal:
     bytes_sent: float
     """Bytes that a device sends if all send equally much: n - 1 of n parts, twice that for an all-reduce."""
     between_slices: bool = False
-    """Whether slices exchange data: `members` counts slices."""
+    """True if slices exchange data: `members` counts slices."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Collective:
     groups: tuple[tuple[int, ...], ...]
     """Mesh indices of the devices that exchange with each other; for a permutation pairs (source, target)."""
     between_slices: bool = False
-    """Whether slices exchange data: `members` and `groups` are of slices."""
+    """True if slices exchange data: `members` and `groups` are of slices."""
 
     @property
     def bytes_sent(self) -> float:

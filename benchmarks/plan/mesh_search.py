@@ -33,7 +33,7 @@ class Candidate:
     accumulate: int
     moments: run_config.Moments = "float32"
     offload: bool = False
-    """Whether moments are on the host."""
+    """True if moments are on the host."""
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -228,9 +228,9 @@ def smaller_candidates(large: Sequence[tuple[Candidate, Plan]], run: run_config.
 def can_skip(candidate: Candidate, tried: Candidate, plan: Plan) -> bool:
     """Return whether a candidate cannot be better than `tried`, whose plan is `plan`.
 
-    Either moments in the way of `tried` fit already. Or both have the same mesh and moments, and either `tried` does not fit, and
-    the candidate needs more memory; or `tried` fits and is bound by compute or links, and the candidate computes and sends at
-    least as much.
+    Either they store moments differently, and `tried` fits. Or both have the same mesh and moments, and either `tried` does not
+    fit, and the candidate needs more memory; or `tried` fits and is bound by compute or links, and the candidate computes and
+    sends at least as much.
     """
     if (candidate.moments, candidate.offload) != (tried.moments, tried.offload):
         # These come in the order of what they cost, and only where nothing fits without.

@@ -101,12 +101,8 @@ class Optim:
         require(0 <= self.b2 < 1, "optim.b2", self.b2, "choose 0 <= b2 < 1")
         require(0 < self.eps <= 1, "optim.eps", self.eps, "choose 0 < eps <= 1")
         require(0 <= self.weight_decay <= 10, "optim.weight_decay", self.weight_decay, "choose 0 to 10")
-        require(
-            0 < self.layer_decay <= 1,
-            "optim.layer_decay",
-            self.layer_decay,
-            "choose a number above 0 and up to 1 (1 = the same rate in all layers)",
-        )
+        fix = "choose a number above 0 and up to 1 (1 = the same rate in all layers)"
+        require(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, fix)
         if self.offload and self.name == "adafactor":
             fix = "which are small; choose adamw or muon, or leave it out"
             raise BadInput(f"--optim.offload: the moments of adafactor are sums over rows and columns, {fix}")

@@ -60,7 +60,7 @@ class Pair(NamedTuple):
     mask: Mask
     """The mask of these queries and keys alone."""
     is_first: Any
-    """Whether the queries are those of the device's first chunk: True, False or a traced boolean."""
+    """True if the queries are those of the device's first chunk, and False if not; or a traced boolean."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
