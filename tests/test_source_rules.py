@@ -42,7 +42,8 @@ OWN_FILES = {
         "/proc, the package",
     ),
     "benchmarks/plan/plan_cache.py": "the source of the package",
-    "eval/experiments/public_corpus.py": "archives whose digests are known",
+    "eval/experiments/package_texts.py": "archives whose digests are known",
+    "eval/experiments/public_corpus.py": "the package",
     **dict.fromkeys(
         ("benchmarks/core/peer_process.py", "benchmarks/step/peer_keras.py"), "files of another process of a benchmark"
     ),

@@ -21,7 +21,7 @@ from train.run.run_dir import replace_atomically
 from zoo.errors import BadInput
 from zoo.sha256_and_fsync import sha256
 
-PUBLIC_SHA256 = "a92fb1b192a7d14fdceacbd74483356c47cfb6da56d4d67727ec9e072619a93c"
+PUBLIC_SHA256 = "db6c523f8291149bd507ab511f159657a9534fd93875ba16cb65e62ca84c6971"
 """Digest of the `public` corpus, which `eval.experiments.public_corpus` builds from its sources."""
 EMBEDDED = "embedded"
 ANY = "any"
