@@ -41,7 +41,7 @@ OWN_FILES = {
         ("benchmarks/core/result_files.py", "zoo/cli/parameter_counts.py", "zoo/attention/auto.py", "train/data/corpus.py"),
         "/proc, the package",
     ),
-    "benchmarks/plan/plan_cache.py": "the source of the package",
+    **dict.fromkeys(("benchmarks/plan/plan_cache.py", "eval/experiments/judge_source.py"), "the source of the package"),
     "eval/experiments/package_texts.py": "archives whose digests are known",
     "eval/experiments/public_corpus.py": "the package",
     **dict.fromkeys(

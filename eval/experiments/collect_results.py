@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.experiments import grid_checks, node_status
+from eval.experiments import grid_checks, node_status, preregistration
 from eval.experiments.declaration import Experiment
-from eval.experiments.grid import TOKENIZER, Grid, Node
+from eval.experiments.grid import RUNS, TOKENIZER, Grid, Node
 from eval.experiments.item_sampling_error import item_errors
 from train.checkpoints import manifest
 from train.run.metrics_file import read_rows
@@ -31,6 +31,8 @@ def write_results(grid: Grid, registration: Mapping[str, Any], folder: Path) -> 
     """Write experiment.json and its pages, each atomically, and return the content of experiment.json."""
     from eval.experiments.page import render_html, render_markdown
 
+    if tokenizer := _manifest(RunDir(folder / RUNS / TOKENIZER)).get("tokenizer"):
+        registration = preregistration.record_tokenizer(registration, tokenizer, folder)
     result = json.loads(json.dumps(collect_results(grid, registration, folder)))
     write_json(folder / JSON, result)
     write_text(folder / HTML, render_html(result))
@@ -52,15 +54,20 @@ def collect_results(grid: Grid, registration: Mapping[str, Any], folder: Path) -
         if node.stage != TOKENIZER
     ]
     floors = _floors(experiment, grid, cells)
-    content = {name: value for name, value in registration.items() if name not in ("date", "deviations")}
-    claims = judge(content, cells, floors)
+    if edits := _other_registrations(cells, registration["hash"]):
+        registration = preregistration.add_edits(registration, edits, folder)
+    claims = judge(registration, cells, floors)
     budget = _budget(grid, cells)
     deviations = [*registration["deviations"], *_failures(grid, folder, cells)]
     problems = _data_problems(grid, cells)
     if budget["note"]:
         problems |= dict.fromkeys((claim["id"] for claim in claims), budget["note"])
         deviations.append(budget["note"])
-    for claim, declared in zip(claims, content["claims"], strict=True):
+    registered = {claim["id"]: claim for claim in registration["sealed"]["claims"]}
+    for claim, declared in zip(claims, registration["claims"], strict=True):
+        # What was edited is beside the verdict, and what was registered in the registration.
+        before = registered.get(claim["id"], {})
+        claim |= {name: value for name, value in declared.items() if name not in claim and before.get(name) != value}
         if problem := problems.get(claim["id"]):
             claim |= {"verdict": "not testable", "reason": problem}
         claim["items"] = item_errors(grid, claim, declared["metric"], declared["row"], folder)
@@ -73,7 +80,7 @@ def collect_results(grid: Grid, registration: Mapping[str, Any], folder: Path) -
         "scale": experiment.scale.format(**sizes),
         "date": registration["date"],
         "tier": grid.tier,
-        "registration": content,
+        "registration": {**registration["sealed"], "changed": registration["changed"], "edits": registration["edits"]},
         "cells": cells,
         "claims": claims,
         "paper": [
@@ -110,7 +117,7 @@ def read_cell(node: Node, row: str, folder: Path, *, is_control: bool = False) -
             for row in valid
             if isinstance(row.get(main), int | float) and math.isfinite(row[main])
         ],
-        "provenance": _provenance(starts[-1] if starts else {}),
+        "provenance": _provenance(starts),
     }
 
 
@@ -160,10 +167,29 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         return []
 
 
-def _provenance(start: Mapping[str, Any]) -> dict[str, Any]:
-    recorded = start.get("provenance", {})
+def _provenance(starts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the facts about the newest start, and every registration that a start recorded ("none" if it recorded none)."""
+    if not starts:
+        return {}
+    recorded = starts[-1].get("provenance", {})
     names = ("commit", "dirty", "device", "host")
-    return {**{name: recorded.get(name) for name in names}, "versions": start.get("versions", {})}
+    hashes = dict.fromkeys(str(start.get("provenance", {}).get("registration", "none")) for start in starts)
+    versions = starts[-1].get("versions", {})
+    return {**{name: recorded.get(name) for name in names}, "registration": ", ".join(hashes), "versions": versions}
+
+
+def _other_registrations(cells: Sequence[Mapping[str, Any]], registered: str) -> list[dict[str, Any]]:
+    """Return an edit of all claims for each registration but this one that was in force when runs started."""
+    runs: dict[str, list[str]] = {}
+    for cell in cells:
+        if (recorded := cell["provenance"].get("registration", registered)) != registered:
+            runs.setdefault(recorded, []).append(cell["run"])
+    return [
+        preregistration.edit_entry(
+            preregistration.ALL_CLAIMS, f"registration of {', '.join(dict.fromkeys(names))}", recorded, registered
+        )
+        for recorded, names in runs.items()
+    ]
 
 
 def _main_score(scores: Mapping[str, Any]) -> str:

@@ -113,6 +113,18 @@ def folder_digest(folder: Path) -> str:
     return corpus_digest.hexdigest()
 
 
+def task_digests(files: Files, texts: Iterable[str]) -> dict[str, str]:
+    """Return name in the folder of --tasks -> SHA-256 of each task file that option values name; {} if they are generated.
+
+    Raises:
+        BadInput: a file does not exist.
+    """
+    names = sorted({text for text in texts if text.startswith("{tasks}/")}) if Path(files.tasks).is_absolute() else []
+    if missing := [name for name in names if not Path(files.fill(name)).is_file()]:
+        raise BadInput(f"--tasks: there is no file {files.fill(missing[0])}; see docs/experiments.md for the files it needs")
+    return {name.removeprefix("{tasks}/"): sha256(Path(files.fill(name))) for name in names}
+
+
 def write_files(files: Files, folder: Path) -> None:
     """Write the embedded corpus and the generated task files below an experiment's folder, unless the user's are used."""
     if not Path(files.train).is_absolute() and not (folder / files.valid / "text.jsonl").exists():

@@ -1,30 +1,56 @@
-"""The preregistration of an experiment: its claims and how they will be judged, written and hashed before the first run.
+"""The preregistration of an experiment: its claims and how they will be judged, written and sealed before the first run.
 
-A later start must declare the same grid. Its claims may differ, but a claim that changed after the first run counts as
-exploratory from then on.
+A later start must declare the same grid. Its claims, forecasts and judge may differ, but each difference from the registered ones
+is an edit, which the page shows, and the claims concerned are exploratory. What is known only later, as the digest of the
+tokenizer, and the date on which an edit was first seen are records that are appended to the registration.
 """
 
 import dataclasses
 import datetime
-import hashlib
+import importlib.metadata
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.experiments.analysis.registration_seal import append_record, content_hash, seal_problem
+from eval.experiments.experiment_data import task_digests
 from eval.experiments.grid import PARENTS, RUNS, TOKENIZER, Grid, Node
+from eval.experiments.judge_source import registered_judge
+from train.run.provenance import REGISTRATION as FILE
+from train.run.provenance import read_code
 from train.run.run_dir import write_json
 from zoo.errors import BadInput
-from zoo.file_access import read_regular_text
+from zoo.json_shapes import read_shaped_json
 
-FILE = "registration.json"
-FIXED = ("name", "tier", "seeds", "budget", "control", "rows", "tokenizer", "corpus")
+FIXED = ("name", "tier", "seeds", "budget", "control", "rows", "tokenizer", "corpus", "tasks")
 """Parts that a later start may not change."""
+PACKAGES = ("jax", "numpy", "scipy")
+"""Packages that runs and verdicts depend on, whose versions are registered."""
+SHAPE = {
+    **{"hash": str, "date": str, "claims": [{"id": str}], "forecast": {str: str}, "deviations": [str]},
+    **{"rows": [{"name": str, "stages": {str: object}}], "tasks": {str: str}, "versions": {str: str}},
+    **{"code": {"commit": str | None, "dirty": bool | None}},
+    "judge": {"function": str, "files": {str: str}, "levels": {str: int | float}},
+    "records?": [{"hash": str, "date": str}],
+}
+"""Shape of what this module uses of a registration."""
+ALL_CLAIMS = ""
+"""Name in place of a claim's, in an edit that concerns all of them."""
 
 
 def registration_of(grid: Grid) -> dict[str, Any]:
-    """Return the registration of a grid, as JSON, with the hash of everything that is judged; the date is not part of it."""
+    """Return the registration of a grid as of today, as JSON, with the hash of all of it.
+
+    Raises:
+        BadInput: a task file does not exist.
+    """
+    from eval.experiments.analysis import verdicts
+
     experiment = grid.experiment
     claims = [dataclasses.asdict(claim) for claim in experiment.tier_claims(grid.tier)]
+    values = (value for node in grid.nodes for value in node.options.values())
+    texts = (text for value in values for text in (value if isinstance(value, tuple) else (value,)) if isinstance(text, str))
     content = {
         "name": experiment.name,
         "tier": grid.tier,
@@ -34,60 +60,147 @@ def registration_of(grid: Grid) -> dict[str, Any]:
         "budget": experiment.budget,
         "control": experiment.control,
         "corpus": grid.files.corpus,
+        "tasks": task_digests(grid.files, texts),
         "claims": claims,
         "forecast": {claim["id"]: experiment.forecast[claim["id"]] for claim in claims},
+        "judge": registered_judge(experiment.judge or verdicts.judge),
+        "code": read_code(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "deviations": list(grid.files.deviations),
+        "date": _today(),
     }
     content = json.loads(json.dumps(content))
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return {"hash": digest, "changed": [], **content}
+    return {"hash": content_hash(content), **content}
 
 
 def register_grid(grid: Grid, folder: Path) -> dict[str, Any]:
     """Write the registration of a grid into its folder, unless it has one, and return the registration that is in force.
 
-    It has the claims of the grid, and in `changed` the ids of those that differ from the registered ones.
+    It has the claims of the grid; in `edits` what differs from the registered ones, in `changed` the ids of the claims that this
+    makes exploratory, and in `sealed` the content of the file.
 
     Raises:
-        BadInput: the folder has a damaged registration, or that of another grid; the message says what changed.
+        BadInput: the folder has a registration that was edited, or that of another grid; the message says what changed.
     """
     current = registration_of(grid)
     path = folder / FILE
     has_runs = any((folder / RUNS).glob("*/config.json"))
-    if not path.exists() or not has_runs:
-        if has_runs:
-            raise BadInput(f"{folder} has runs and no {FILE}; restore the file, or choose another folder")
+    if has_runs and not path.exists():
+        raise BadInput(f"{folder} has runs and no {FILE}; restore the file, or choose another folder")
+    registered = read_registration(folder) if path.exists() else None
+    if registered is None or not has_runs:
+        if registered is not None and _undated(registered) == _undated(current):
+            return in_force(registered, current["claims"], [])
         folder.mkdir(parents=True, exist_ok=True)
-        today = datetime.datetime.now(datetime.UTC).date().isoformat()
-        registered = {**current, "date": today, "deviations": list(grid.files.deviations)}
-        if not path.exists() or {**read_registration(folder), "date": today} != registered:
-            write_json(path, registered)
-        return registered
-    registered = read_registration(folder)
+        write_json(path, current)
+        return in_force(current, current["claims"], [])
     if different := [name for name in FIXED if registered.get(name) != current[name]]:
         details = "; ".join(_difference(name, registered.get(name), current[name]) for name in different)
         raise BadInput(f"{folder} has another registration: {details}; choose another folder, or these values")
-    before = {claim["id"]: claim for claim in registered["claims"]}
-    changed = [claim["id"] for claim in current["claims"] if before.get(claim["id"]) != claim]
-    dropped = [name for name in before if name not in {claim["id"] for claim in current["claims"]}]
-    return {**registered, "claims": current["claims"], "forecast": current["forecast"], "changed": [*changed, *dropped]}
+    registered, edits = _record_edits(folder, registered, _edits(registered, current))
+    return in_force(registered, current["claims"], edits)
+
+
+def in_force(registered: Mapping[str, Any], claims: Sequence[Any], edits: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a registration with the claims that are judged, and the ids of those that edits make exploratory."""
+    names = list(dict.fromkeys(claim["id"] for claim in (*claims, *registered["claims"])))
+    edited = {edit["claim"] for edit in edits}
+    changed = names if ALL_CLAIMS in edited else [name for name in names if name in edited]
+    return {**registered, "claims": claims, "changed": changed, "edits": list(edits), "sealed": registered}
+
+
+def add_edits(registration: Mapping[str, Any], edits: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any]:
+    """Return a registration in force with more edits, which are recorded in its folder."""
+    registered, dated = _record_edits(folder, registration["sealed"], edits)
+    return in_force(registered, registration["claims"], [*registration["edits"], *dated])
+
+
+def record_tokenizer(registration: Mapping[str, Any], digest: str, folder: Path) -> dict[str, Any]:
+    """Record the digest of the tokenizer and return the registration in force; a digest other than the recorded is an edit."""
+    recorded = [record["tokenizer"] for record in registration["sealed"].get("records", []) if "tokenizer" in record]
+    if digest in recorded:
+        return dict(registration)
+    if recorded:
+        return add_edits(registration, [edit_entry(ALL_CLAIMS, "tokenizer", recorded[0], digest)], folder)
+    sealed = append_record(registration["sealed"], {"date": _today(), "tokenizer": digest})
+    write_json(folder / FILE, sealed)
+    return in_force(sealed, registration["claims"], registration["edits"])
 
 
 def read_registration(folder: Path) -> dict[str, Any]:
-    """Return the registration in a folder.
+    """Return the registration in a folder, whose seal is intact.
 
     Raises:
-        BadInput: there is none, or it is damaged.
+        BadInput: there is none, or it is damaged, was edited, or is of a version that did not seal it.
     """
     path = folder / FILE
-    try:
-        content = json.loads(read_regular_text(path))
-    except OSError as error:
-        raise BadInput(f"{folder} is not an experiment: {FILE} cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{path} is not valid JSON ({error}); restore the file") from None
-    if not isinstance(content, dict) or "hash" not in content:
-        raise BadInput(f"{path} is not a registration; restore the file")
+    content = read_shaped_json(path, {"hash": str}, "restore the file")
+    if content is None:
+        raise BadInput(f"{folder} is not an experiment: {FILE} cannot be read (there is no such file)")
+    if "judge" not in content:
+        raise BadInput(f"{path} was not sealed by the version that wrote it; choose another folder, and run the experiment again")
+    if problem := seal_problem(read_shaped_json(path, SHAPE, "restore the file")):
+        raise BadInput(f"{path} was edited after the registration: {problem}; restore the file, or register in another folder")
     return content
+
+
+def _record_edits(
+    folder: Path, registered: dict[str, Any], edits: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the registration with a record of the edits that are new, which is written, and the edits with their dates."""
+    dates = {_key(edit): record["date"] for record in registered.get("records", []) for edit in record.get("edits", [])}
+    if new := [dict(edit) for edit in edits if _key(edit) not in dates]:
+        registered = append_record(registered, {"date": _today(), "edits": new})
+        write_json(folder / FILE, registered)
+    return registered, [{**edit, "date": dates.get(_key(edit), _today())} for edit in edits]
+
+
+def _edits(registered: Mapping[str, Any], current: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what differs from a registration in the claims, forecasts and the judge: claim, field, and its value before and now.
+
+    A claim that is left out concerns all of them, since each p value is adjusted for their number.
+    """
+    before, now = ({claim["id"]: claim for claim in content["claims"]} for content in (registered, current))
+    edits = [
+        edit_entry(ALL_CLAIMS, f"claim {name}", claim.get("text"), None) for name, claim in before.items() if name not in now
+    ]
+    for name, claim in now.items():
+        if name not in before:
+            edits.append(edit_entry(name, "claim", None, claim["text"]))
+            continue
+        edits += _changes(name, "", before[name], claim)
+        edits += _changes(name, "", {"forecast": registered["forecast"].get(name)}, {"forecast": current["forecast"][name]})
+    judges = registered["judge"], current["judge"]
+    edits += _changes(ALL_CLAIMS, "judge ", *({"function": judge["function"]} for judge in judges))
+    edits += _changes(ALL_CLAIMS, "judge ", *(judge["files"] for judge in judges))
+    return edits + _changes(ALL_CLAIMS, "level ", *(judge["levels"] for judge in judges))
+
+
+def _changes(claim: str, prefix: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[dict[str, Any]]:
+    names = dict.fromkeys([*before, *now])
+    return [
+        edit_entry(claim, f"{prefix}{name}", before.get(name), now.get(name))
+        for name in names
+        if before.get(name) != now.get(name)
+    ]
+
+
+def edit_entry(claim: str, field: str, before: Any, now: Any) -> dict[str, Any]:
+    """Return an edit of a claim, or of `ALL_CLAIMS`, without the date on which it was first seen."""
+    return {"claim": claim, "field": field, "before": before, "now": now}
+
+
+def _key(edit: Mapping[str, Any]) -> str:
+    """Return what is the same for an edit whenever it is seen."""
+    return json.dumps({name: value for name, value in edit.items() if name != "date"}, sort_keys=True)
+
+
+def _undated(registration: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in registration.items() if name not in ("date", "hash")}
+
+
+def _today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
 def _row(grid: Grid, name: str, label: str) -> dict[str, Any]:
@@ -122,6 +235,9 @@ def _difference(name: str, before: Any, now: Any) -> str:
         return "; ".join(sorted(lines))
     if name == "tokenizer":
         return "the training of the tokenizer"
+    if name == "tasks":
+        edits = _changes(ALL_CLAIMS, "", before or {}, now)
+        return "; ".join(f"tasks: {edit['field']} {edit['before']} before, {edit['now']} now" for edit in edits)
     before, now = (" ".join(map(str, value)) if isinstance(value, list) else value for value in (before, now))
     return f"{name}: {before} before, {now} now"
 

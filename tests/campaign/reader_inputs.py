@@ -25,7 +25,7 @@ from eval.generation import prompts
 from eval.report import report, rollout_texts
 from eval.tasks import blimp, lambada
 from eval.tasks.task import Settings
-from tests.support import finished_runs, labelled_files, published, tiny
+from tests.support import finished_runs, labelled_files, published, small_experiment, tiny
 from tests.support.states import make
 from train.checkpoints import manifest
 from train.checkpoints.checkpoints import Checkpoints
@@ -215,7 +215,7 @@ def _pages(folder: Path) -> Named:
     line = {"prompt": "a", "completion": "b", "reward": 1.0, "advantage": 0.5}
     rollout = labelled_files.put(made / "00000000.jsonl", [line, line])
     yield "rollouts", _reader(rollout, lambda: list(rollout_texts._responses(rollout)))
-    registration = {"hash": "x", "name": "masks", "claims": [{"id": "a"}], "rows": [{"name": "b", "stages": {}}]}
+    registration = preregistration.registration_of(small_experiment.small_grid())
     (made / preregistration.FILE).write_text(json.dumps(registration))
     yield "registration.json", _reader(made / preregistration.FILE, functools.partial(preregistration.read_registration, made))
     header = {"schema": 2, "what": "attention", "environment": {"backend": "cpu"}, "asked": {}, "unit": {"implementation": "xla"}}

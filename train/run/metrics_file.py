@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from train.run.provenance import peak_bytes, read_provenance
+from train.run.provenance import peak_bytes, read_provenance, registered_hash
 from train.run.run_dir import RunDir, write_text
 from train.run.time_account import settle_killed
 from zoo.errors import BadInput, cannot_write
@@ -247,12 +247,14 @@ def record_start(
 ) -> None:
     """Record in starts.jsonl that the run starts or resumes at `step`, and complete the row of a start that was killed.
 
-    The row has `facts`, as the console shows them, versions, provenance, the date, the FLOPs of a step, the `rate` of matrix
-    products that was measured (0 = none), and the seconds `spent` since the start (`train.run.time_account`). It is called
-    before the rows of metrics.jsonl after `step` are dropped.
+    The row has `facts`, as the console shows them, versions, provenance (with the hash of the registration, if the run is of an
+    experiment), the date, the FLOPs of a step, the `rate` of matrix products that was measured (0 = none), and the seconds
+    `spent` since the start (`train.run.time_account`). It is called before the rows of metrics.jsonl after `step` are dropped.
     """
     row = {"step": step, "at": time.time(), "facts": dict(facts), "versions": software_versions(), "flops": flops, "rate": rate}
     row["provenance"] = read_provenance()
+    if registration := registered_hash(folder.path):
+        row["provenance"]["registration"] = registration
     before = read_starts(folder)
     if spent is not None:
         began = row["at"] - sum(spent.values())

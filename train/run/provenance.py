@@ -10,6 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from zoo.errors import BadInput
+from zoo.json_shapes import read_shaped_json
+
+REGISTRATION = "registration.json"
+"""Name of the file with the registration of an experiment, in its folder; its runs are two levels below."""
 PACKAGES = ("zoo", "train", "eval")
 """Folders of a checkout whose changes make it dirty."""
 PATIENCE = 10.0
@@ -27,7 +32,23 @@ def read_provenance() -> dict[str, Any]:
 
     places = {"host": socket.gethostname(), "device": jax.devices()[0].device_kind}
     counts = {"devices": jax.device_count(), "processes": jax.process_count()}
-    return {"version": importlib.metadata.version("transformer-zoo"), **read_commit(_root()), **places, **counts}
+    return {**read_code(), **places, **counts}
+
+
+def read_code() -> dict[str, Any]:
+    """Return the version, the commit and `dirty` of this program, as in `read_provenance`."""
+    return {"version": importlib.metadata.version("transformer-zoo"), **read_commit(_root())}
+
+
+def registered_hash(run: Path) -> str | None:
+    """Return the hash of the registration that is in force now, if the folder of a run is EXPERIMENT/runs/NAME; None if not.
+
+    A run records it when it starts, so that a registration that replaces it later is noticed.
+    """
+    with contextlib.suppress(BadInput):
+        content = read_shaped_json(run.resolve().parent.parent / REGISTRATION, {"hash": str}, "")
+        return content["hash"] if content else None
+    return None
 
 
 @functools.cache

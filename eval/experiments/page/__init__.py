@@ -5,6 +5,7 @@ from typing import Any
 
 from eval.experiments.page import experiment_charts, experiment_tables
 from eval.experiments.page.experiment_tables import Result
+from eval.experiments.page.registration_edits import check_registration
 from eval.pages import markdown_page
 from eval.pages.html_page import Block, Plots, Verdict, Verdicts, render_page
 from train.run.progress_display import short_number
@@ -27,14 +28,20 @@ CURVES = "Thin lines are seeds, thick lines their mean, at the validations of ea
 
 
 def render_html(result: Result) -> str:
-    """Return the page: one HTML file without network access and scripts, light and dark, for any state of the grid."""
+    """Return the page: one HTML file without network access and scripts, light and dark, for any state of the grid.
+
+    Raises:
+        BadInput: the registration in experiment.json was edited.
+    """
+    check_registration(result)
     footer = f"Made by zoo experiment {result['name']} from experiment.json."
     header = [f"Source: {result['source']}", result["scale"], _verdicts(result)]
     return render_page(_title(result), result["question"], _sections(result), header=header, tiles=_tiles(result), footer=footer)
 
 
 def render_markdown(result: Result) -> str:
-    """Return the page as Markdown, without drawings."""
+    """Return the page as Markdown, without drawings; see `render_html`."""
+    check_registration(result)
     paragraphs = [result["question"], f"Source: {result['source']}", result["scale"]]
     return markdown_page.render_markdown(_title(result), paragraphs, {"Verdicts": [_verdicts(result)], **_sections(result)})
 

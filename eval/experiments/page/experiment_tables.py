@@ -8,6 +8,7 @@ from typing import Any
 from eval.experiments.analysis.seed_values import find_seed_metric, seed_values
 from eval.experiments.analysis.significance_tests import mean_and_half_width
 from eval.experiments.analysis.verdicts import claim_references
+from eval.experiments.page.registration_edits import edit_lines, registration_facts
 from eval.pages.html_page import LinedTable, Value
 from eval.pages.value_text import format_with_error
 from train.run.metric_definitions import Metric
@@ -37,11 +38,14 @@ def row_names(result: Result) -> dict[str, str]:
 
 
 def joined_claims(result: Result) -> list[dict[str, Any]]:
-    """Return each registered claim with the fields of its entry; a claim without one is not judged."""
+    """Return each registered or later claim with the fields of its entry, edits included; a claim without one is not judged."""
     entries = {entry["id"]: entry for entry in result.get("claims") or ()}
     missing = dict.fromkeys(("estimate", "bound", "p", "p_holm", "rho", "mde"))
     missing |= {"verdict": NOT_JUDGED, "reason": "no run has been judged yet", "n": 0}
     registration = result["registration"]
+    registered = {claim["id"] for claim in registration["claims"]}
+    # The entry of a claim that was added later has its declaration.
+    added = [entry for name, entry in entries.items() if name not in registered and "text" in entry]
     changed, forecast = set(registration.get("changed") or ()), registration.get("forecast") or {}
     return [
         {
@@ -52,7 +56,7 @@ def joined_claims(result: Result) -> list[dict[str, Any]]:
             "exploratory": claim["id"] in changed,
             "forecast": forecast.get(claim["id"], ""),
         }
-        for claim in registration["claims"]
+        for claim in [*registration["claims"], *added]
     ]
 
 
@@ -250,13 +254,13 @@ def incident_lines(result: Result) -> list[str]:
         f"{names.get(row, row)}, {stage}: seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} {status}."
         for (row, stage, status), seeds in groups.items()
     ]
-    changed = [f"The claim {name} was changed after the first run." for name in result["registration"].get("changed") or ()]
-    return [*lines, *changed, *(result.get("deviations") or ())]
+    return [*lines, *edit_lines(result["registration"]), *(result.get("deviations") or ())]
 
 
 def provenance_table(result: Result) -> dict[str, str]:
     """Return the facts about code, machines and data, each with all its values."""
-    facts: dict[str, dict[str, None]] = {"registration": {str(result["registration"].get("hash", "")): None}}
+    registered = registration_facts(result["registration"])
+    facts: dict[str, dict[str, None]] = {name: {text: None} for name, text in registered.items()}
     for cell in result["cells"]:
         origin = {key: value for key, value in (cell.get("provenance") or {}).items() if value not in (None, "", {}, [])}
         dirty = origin.pop("dirty", False)

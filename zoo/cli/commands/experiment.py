@@ -103,6 +103,7 @@ def _act(options: Any, grid: Any, folder: Path) -> int:
         "jobset": lambda: cluster_scripts.job_sets(grid, folder),
     }
     from eval.experiments import collect_results, experiment_data, grid_runner, node_status, preregistration
+    from eval.experiments.page.registration_edits import edit_lines
 
     if options.render:
         preregistration.read_registration(folder)
@@ -113,22 +114,24 @@ def _act(options: Any, grid: Any, folder: Path) -> int:
     with grid_runner.lock_folder(folder, notify):
         node_status.check_runs(grid, folder)
         registered = preregistration.register_grid(grid, folder)
-        for line in [f"claim {name} changed after the first run: it is exploratory" for name in registered["changed"]]:
+        for line in edit_lines(registered):
             notify(line)
         failures: list[str] = []
         if not options.render:
             experiment_data.write_files(grid.files, folder)
             for name in texts:
                 if getattr(options, name):
-                    print(texts[name](), flush=True)
+                    print(f"{texts[name]()}\n# registration {registered['hash']}", flush=True)
                     return 0
+            print(f"registered on {registered['date']}: SHA-256 {registered['hash']}", flush=True)
             try:
                 failures = grid_runner.run_missing(grid, folder)
             except grid_runner.Stopped as stopped:
                 notify("stopped; the same command continues")
                 return 128 + stopped.number
         result = collect_results.write_results(grid, registered, folder)
-    for line in [*failures, *result["deviations"]]:
+    later = [line for line in edit_lines(result["registration"]) if line not in edit_lines(registered)]
+    for line in [*failures, *later, *result["deviations"]]:
         notify(line)
     for claim in result["claims"]:
         print(printable(f"{claim['id']:24} {claim['verdict']}: {claim['reason']}"))
