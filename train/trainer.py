@@ -18,6 +18,7 @@ from train.loop.loop_state import TrainingLoop
 from train.loop.open_run import open_run, restore_or_init
 from train.loop.prepare import Evaluation, Scorer, prepare
 from train.run.console import Console
+from train.run.result_files import failure_recorded
 from train.run.run_dir import RunDir
 from train.run.stop_signals import StopSignals
 from train.run.time_account import TimeAccount
@@ -59,6 +60,7 @@ def run(
         opened = open_run(prepared, stack)
         if opened.is_finished:
             return finish_again(opened)
+        stack.enter_context(failure_recorded(opened.folder, opened.process))
         assembly = assemble(opened.run, opened.objective, opened.mesh, opened.parameters)
         start, state = restore_or_init(opened, assembly)
         loop = TrainingLoop(opened, assembly, start, state, account, stack)

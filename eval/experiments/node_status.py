@@ -66,7 +66,12 @@ def note_failure(node: Node, folder: Path, message: str) -> None:
 
 
 def node_failure(node: Node, folder: Path) -> str:
-    """Return why a node failed the last time that it was tried; "" if it did not."""
+    """Return why a node failed the last time that it was tried; "" if it did not.
+
+    A training run records it in its own folder, whatever started it. A note has what a run cannot record, as that it was killed.
+    """
+    if not node.task and (recorded := read_object(RunDir(folder / node.run).failure).get("reason")):
+        return str(recorded)
     path = folder / LOGS / f"{node.name}.failed"
     return read_regular(path, LARGEST_JSON).decode(errors="replace").strip() if path.exists() else ""
 

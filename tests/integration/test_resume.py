@@ -230,6 +230,8 @@ def test_steps_that_are_not_finite_are_skipped_and_never_saved() -> None:
     assert done.code == 2
     [line] = done.stderr.splitlines()
     assert line.startswith("zoo: 6 steps in a row had a non-finite loss or gradient") and "--optim.lr 100" in line
+    # The run itself records why it failed, for whatever started it.
+    assert json.loads((run.folder / "failure.json").read_text())["reason"] == line.removeprefix("zoo: ")
     rows = [row for row in run.rows() if row["kind"] == "train"]
     skipped = sum(row["skipped"] for row in rows)
     assert 2 <= skipped <= 6

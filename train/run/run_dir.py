@@ -37,6 +37,7 @@ class RunDir:
         self.metrics = self.path / "metrics.jsonl"
         self.ledger = self.path / "ledger.jsonl"
         self.starts = self.path / "starts.jsonl"
+        self.failure = self.path / "failure.json"
         self.scores = self.path / "scores.json"
         self.predictions = self.path / "predictions.json"
         self.samples = self.path / "samples.json"
@@ -325,7 +326,7 @@ def remove_stale_files(folder: RunDir, run: Run) -> bool:
         if not identity_differences(read_config(folder.path, compute=False), run):
             return False
     stale = (*folder.path.glob("stacks*.txt"), *folder.path.glob("native*.txt"), *folder.rollouts.glob("*.jsonl"))
-    for file in (folder.metrics, folder.ledger, folder.starts, folder.report, folder.generation, *stale):
+    for file in (folder.metrics, folder.ledger, folder.starts, folder.failure, folder.report, folder.generation, *stale):
         file.unlink(missing_ok=True)
     return True
 

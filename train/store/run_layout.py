@@ -26,8 +26,8 @@ DAMAGED = "damaged.json"
 """File in `FETCHED` with the SHA-256 of the COMMIT.json of every later step of the store that is damaged, by step."""
 LOGS = re.compile(r"(metrics|ledger|starts)\.jsonl|stacks(-\d+)?\.txt|generation_config\.json|rollouts/[^/]+\.jsonl")
 """Files of a run that left no checkpoint, which a run of another configuration deletes when it takes the name."""
-EXTENDED = ("scores.json", "predictions.json", "samples.json")
-"""Files that only training writes, and that it removes when a run is extended."""
+EXTENDED = ("scores.json", "predictions.json", "samples.json", "failure.json")
+"""Files that only training writes, and that it removes when a run is extended, or continues after a failure."""
 EVALUATIONS, OUTCOMES = "evaluations.json", "outcomes.npz"
 RESULTS = (EVALUATIONS, OUTCOMES, "report.html", "reward_scale.json")
 """Files that the evaluation of a run writes, perhaps on another machine than its training."""

@@ -51,6 +51,20 @@ def test_a_failed_node_stops_its_descendants_only_and_is_tried_again(tmp_path: P
 
 
 @pytest.mark.usefixtures("stand_in")
+def test_a_failure_that_a_run_recorded_counts_whatever_started_it(tmp_path: Path) -> None:
+    grid = small_grid()
+    for name, reason in (("a", "3 steps in a row had a non-finite loss"), ("b", "RuntimeError: out of memory")):
+        folder = RunDir(tmp_path / f"runs/{name}-pretrain-0")
+        folder.path.mkdir(parents=True)
+        folder.failure.write_text(json.dumps({"reason": reason, "at": 0.0}))
+    statuses = {cell["run"]: cell["status"] for cell in results_of(grid, tmp_path) if cell["stage"] == "pretrain"}
+    assert statuses == {"runs/a-pretrain-0": "diverged", "runs/b-pretrain-0": "failed", "runs/none-pretrain-0": "missing"}
+    # A later attempt that succeeds supersedes it.
+    assert grid_runner.run_missing(grid, tmp_path) == []
+    assert {cell["status"] for cell in results_of(grid, tmp_path)} == {"done"}
+
+
+@pytest.mark.usefixtures("stand_in")
 def test_nodes_run_in_the_order_of_the_grid_and_only_if_their_results_are_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
