@@ -20,8 +20,6 @@ from zoo.errors import BadInput
 from zoo.json_shapes import shape_problem
 
 JSON, HTML, MARKDOWN = "experiment.json", "experiment.html", "experiment.md"
-PLATEAU = 0.2
-"""Nats by which a run's loss must be below that of word frequencies; otherwise it did not learn."""
 COSTS = ("input_tokens", "text_tokens", "predictions", "bytes", "flops", "seconds", "peak_bytes")
 TEXT_SLACK = 0.03
 """Share by which equal budgets in text tokens may differ: how much text is in a row is known only after the runs."""
@@ -42,21 +40,19 @@ def write_results(grid: Grid, registration: Mapping[str, Any], folder: Path) -> 
 
 def collect_results(grid: Grid, registration: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Return the content of experiment.json."""
+    from eval.experiments.analysis.verdicts import judge
+
     experiment = grid.experiment
-    if experiment.judge is None:
-        from eval.experiments.analysis.verdicts import judge
-    else:
-        judge = experiment.judge
     cells = [
-        read_cell(node, node.row, folder, is_control=node.row == experiment.control)
-        | {"command": grid.files.without_folders(" ".join(("zoo", *node.argv)))}
+        read_cell(node, node.row, folder) | {"command": grid.files.without_folders(" ".join(("zoo", *node.argv)))}
         for node in grid.nodes
         if node.stage != TOKENIZER
     ]
     floors = _floors(experiment, grid, cells)
     if edits := _other_registrations(cells, registration["hash"]):
         registration = preregistration.add_edits(registration, edits, folder)
-    claims = judge(registration, cells, floors)
+    items = item_errors(grid, cells, folder)
+    claims = experiment.judge(registration, cells, floors) if experiment.judge else judge(registration, cells, floors, items)
     budget = _budget(grid, cells)
     deviations = [*registration["deviations"], *_failures(grid, folder, cells)]
     problems = _data_problems(grid, cells)
@@ -70,7 +66,6 @@ def collect_results(grid: Grid, registration: Mapping[str, Any], folder: Path) -
         claim |= {name: value for name, value in declared.items() if name not in claim and before.get(name) != value}
         if problem := problems.get(claim["id"]):
             claim |= {"verdict": "not testable", "reason": problem}
-        claim["items"] = item_errors(grid, claim, declared["metric"], declared["row"], folder)
     sizes = _sizes(grid, folder, cells)
     return {
         "schema": 1,
@@ -89,12 +84,13 @@ def collect_results(grid: Grid, registration: Mapping[str, Any], folder: Path) -
             for metric, value in row.paper.items()
         ],
         "floors": floors,
+        "items": items,
         "budget": budget,
         "deviations": list(dict.fromkeys(deviations)),
     }
 
 
-def read_cell(node: Node, row: str, folder: Path, *, is_control: bool = False) -> dict[str, Any]:
+def read_cell(node: Node, row: str, folder: Path) -> dict[str, Any]:
     """Return the cell of a node: its status, scores, costs, fingerprints, curve and provenance."""
     files = RunDir(folder / node.run)
     scores, meta = _scores(node, files), _manifest(files)
@@ -108,7 +104,7 @@ def read_cell(node: Node, row: str, folder: Path, *, is_control: bool = False) -
         "seed": node.seed,
         "stage": node.stage,
         "run": node.run,
-        "status": cell_status(node, folder, scores, is_control=is_control),
+        "status": cell_status(node, folder, scores),
         "scores": {name: value for name, value in scores.items() if math.isfinite(value)},
         "costs": _costs(node, files, int(meta.get("step", 0)), meta),
         "fingerprints": {name: meta[name] for name in ("held_out", "tokenizer", "data", "targets") if name in meta},
@@ -121,17 +117,12 @@ def read_cell(node: Node, row: str, folder: Path, *, is_control: bool = False) -
     }
 
 
-def cell_status(node: Node, folder: Path, scores: Mapping[str, float | int], *, is_control: bool = False) -> str:
-    """Return "done", "missing", "failed", "diverged" or "did not learn"; the control is not expected to learn."""
+def cell_status(node: Node, folder: Path, scores: Mapping[str, float | int]) -> str:
+    """Return "done", "missing", "failed" or "diverged". Whether a run learned is decided by the judge, in a claim's metric."""
     if not node_status.is_done(node, folder):
         reason = node_status.node_failure(node, folder)
         return "diverged" if node_status.DIVERGED in reason else "failed" if reason else "missing"
-    if any(not math.isfinite(value) for value in scores.values()):
-        return "diverged"
-    loss = scores.get("masked_loss", scores.get("loss"))
-    if not is_control and loss is not None and "unigram_loss" in scores and loss > scores["unigram_loss"] - PLATEAU:
-        return "did not learn"
-    return "done"
+    return "done" if all(math.isfinite(value) for value in scores.values()) else "diverged"
 
 
 def _scores(node: Node, files: RunDir) -> dict[str, float | int]:
@@ -199,15 +190,18 @@ def _main_score(scores: Mapping[str, Any]) -> str:
 def _floors(experiment: Experiment, grid: Grid, cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the scores of trivial baselines: word frequencies and the largest class in the runs, and the declared ones."""
     floors: list[dict[str, Any]] = []
-    for name, metric, of in (("unigram", "masked_loss", "unigram_loss"), ("majority class", "accuracy", "majority_share")):
+    reported = (("unigram", "masked_loss", "unigram_loss"), ("unigram", "loss", "unigram_loss"))
+    for name, metric, of in (*reported, ("majority class", "accuracy", "majority_share")):
         for stage in dict.fromkeys(cell["stage"] for cell in cells):
-            values = [cell["scores"][of] for cell in cells if cell["stage"] == stage and of in cell["scores"]]
+            of_stage = [cell["scores"] for cell in cells if cell["stage"] == stage and {metric, of} <= cell["scores"].keys()]
+            values = [scores[of] for scores in of_stage]
             if values:
                 value, source = statistics.mean(values), "computed on the held-out data of the runs"
                 floors.append({"name": name, "metric": f"{stage}/{metric}", "value": value, "source": source})
     if grid.experiment.tiers[grid.tier].tasks == "files":
-        names = ("name", "metric", "value", "source")
-        floors += [dict[str, Any](zip(names, floor, strict=True)) for floor in experiment.floors]
+        names = ("name", "metric", "value", "source", "gate")
+        declared = [*((*floor, True) for floor in experiment.floors), *((*floor, False) for floor in experiment.baselines)]
+        floors += [dict[str, Any](zip(names, floor, strict=True)) for floor in declared]
     return floors
 
 
@@ -239,7 +233,7 @@ def _budget(grid: Grid, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _data_problems(grid: Grid, cells: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Return claim -> why its rows cannot be compared: they have other tokenizers, held-out data or targets."""
     problems = {}
-    for claim in grid.experiment.tier_claims(grid.tier):
+    for claim in grid.experiment.claims_by_metric(grid.tier):
         stage, rows = claim.metric.partition("/")[0], (claim.row, *claim.reference)
         of_stage = [cell for cell in cells if cell["stage"] == stage and cell["row"] in rows]
         trained = any(node.stage == stage and not node.task for node in grid.nodes)

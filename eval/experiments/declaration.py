@@ -96,15 +96,33 @@ class Claim:
     reference: tuple[str, ...]
     """Names of the rows that `row` is compared with."""
     margin: float
-    """The margin of an equivalence, or the smallest difference of interest of a direction, in units of the metric."""
+    """The margin of an equivalence, or the smallest difference of interest of a direction, in units of the metric. A direction is
+    reproduced if the difference is beyond it. A seed learned if it is better than the floor by more than it."""
     source: str
     """Paper, table and rows."""
     paper_difference: float | None = None
-    """Published difference of row and reference, in the paper's metric."""
+    """Published value of `row` minus that of `reference` in the paper's metric, whichever direction is better there; of
+    perplexities, the difference of their logarithms."""
     paired: bool = False
     """Compare the rows seed by seed; right if the rows of a seed share a teacher, or initial parameters and the order of rows."""
     better: Literal["lower", "higher"] | None = None
     """The better direction of a score whose name does not determine it."""
+    pilot_deviation: float | None = None
+    """Standard deviation over seeds in a pilot with other seeds, the largest of the rows (paired: of the differences). The error
+    of the claim is never computed from a smaller one."""
+    second_metric: str | None = None
+    """A further metric by which the claim is judged, with a margin and a pilot of its own; the two may disagree."""
+    second_margin: float = 0.0
+    second_pilot_deviation: float | None = None
+
+    @property
+    def by_metric(self) -> tuple["Claim", ...]:
+        """Return the claim as it is for each of its metrics."""
+        if self.second_metric is None:
+            return (self,)
+        values = {"metric": self.second_metric, "margin": self.second_margin, "pilot_deviation": self.second_pilot_deviation}
+        first = dataclasses.replace(self, second_metric=None, second_margin=0.0, second_pilot_deviation=None)
+        return first, dataclasses.replace(first, **values)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,7 +133,10 @@ class Tier:
     """embedded: Moby-Dick, which the project contains. public: the pinned corpus. user: a corpus that the user names."""
     tasks: Tasks = "files"
     """generated: small task files made of the embedded corpus. files: the published data sets, in a folder of the user's."""
-    seeds: int = 3
+    seeds: int = 5
+    """Number of seeds; a verdict needs five."""
+    looks: tuple[int, ...] = ()
+    """Numbers of seeds after which the claims are judged, the last of them all seeds; none = only after all seeds."""
     rows: tuple[str, ...] = ()
     """Rows of the tier; none = all. Claims about other rows are not registered."""
     overrides: Mapping[str, Options] = dataclasses.field(default_factory=dict)
@@ -136,19 +157,21 @@ class Experiment:
     """Sizes and budgets here and in the paper, in words; {parameters} and {tokens} are filled in from the runs."""
     rows: tuple[Row, ...]
     control: str
-    """Row that does not learn by the method, as one without pretraining: rows that are not better get no verdict."""
+    """Row that does not learn by the method, as one without pretraining: a seed that is not better did not learn."""
     stages: tuple[Stage, ...]
     budget: Budget
     claims: tuple[Claim, ...]
     tiers: Mapping[str, Tier]
     forecast: Mapping[str, str]
     """Claim -> the result that is expected at small scale, written before any run."""
-    seeds: int = 3
+    seeds: int = 5
     """Number of seeds of a tier that does not set it."""
     tokenizer: str = ""
     """Recipe that trains the tokenizer of all rows; empty = the recipe of the main stage."""
     floors: tuple[tuple[str, str, float, str], ...] = ()
-    """Scores of trivial baselines on the published task files: (name, metric, value, source)."""
+    """Scores of trivial baselines on the published task files, which a seed must beat: (name, metric, value, source)."""
+    baselines: tuple[tuple[str, str, float, str], ...] = ()
+    """Scores of stronger methods on these files, which are printed only."""
     judge: Callable[..., list[dict[str, Any]]] | None = None
     """Function with the signature of `eval.experiments.analysis.verdicts.judge` that replaces it."""
 
@@ -170,6 +193,10 @@ class Experiment:
         """Return the claims about rows of a tier; all claims if the experiment has its own judge."""
         names = {row.name for row in self.tier_rows(tier)}
         return tuple(claim for claim in self.claims if self.judge or {claim.row, *claim.reference} <= names)
+
+    def claims_by_metric(self, tier: str) -> tuple[Claim, ...]:
+        """Return the claims of a tier, a claim with two metrics as two."""
+        return tuple(part for claim in self.tier_claims(tier) for part in claim.by_metric)
 
     def __post_init__(self) -> None:
         """Refuse a declaration whose names do not fit together.
@@ -212,6 +239,8 @@ def _problems(experiment: Experiment) -> list[str]:
         if settings.rows and experiment.control not in settings.rows:
             problems.append(f"tier {tier}: it lacks the control {experiment.control}; add it")
         problems += [f"tier {tier}: there is no stage {name}" for name in settings.overrides if name not in stages]
+        if settings.looks and (settings.looks[-1] != settings.seeds or sorted({*settings.looks}) != [*settings.looks]):
+            problems.append(f"tier {tier}: its looks {settings.looks} must rise to its number of seeds, {settings.seeds}")
     if len(experiment.claims) > LARGEST_CLAIMS:
         problems.append(f"{len(experiment.claims)} claims: register at most {LARGEST_CLAIMS}")
     for claim in experiment.claims:
@@ -219,8 +248,11 @@ def _problems(experiment: Experiment) -> list[str]:
             problems.append(f"claim {claim.id}: it has no forecast; write down what you expect before you run it")
         if experiment.judge is None:
             problems += [f"claim {claim.id}: there is no row {n}" for n in (claim.row, *claim.reference) if n not in rows]
-        if claim.metric.partition("/")[0] not in stages:
-            problems.append(f"claim {claim.id}: {claim.metric} names no stage; write STAGE/SCORE")
-        if claim.margin <= 0:
-            problems.append(f"claim {claim.id}: its margin {claim.margin} must be above 0")
+        for part in claim.by_metric:
+            if part.metric.partition("/")[0] not in stages:
+                problems.append(f"claim {claim.id}: {part.metric} names no stage; write STAGE/SCORE")
+            if part.margin <= 0:
+                problems.append(f"claim {claim.id}: its margin {part.margin} of {part.metric} must be above 0")
+            if part.pilot_deviation is not None and part.pilot_deviation <= 0:
+                problems.append(f"claim {claim.id}: its pilot_deviation {part.pilot_deviation} must be above 0")
     return problems

@@ -30,7 +30,7 @@ def check_grid(grid: Grid, costs: Callable[[], Mapping[str, Cost]]) -> None:
         BadInput: a row lacks the metric of a claim; two rows of a claim differ in their tokenizer or held-out data; or two rows
             have unequal budgets under the declared rule, and both numbers are named.
     """
-    for claim in grid.experiment.tier_claims(grid.tier):
+    for claim in grid.experiment.claims_by_metric(grid.tier):
         _check_metric(grid, claim)
         _check_data(grid, claim)
     if grid.experiment.budget == "flops":

@@ -57,6 +57,7 @@ def registration_of(grid: Grid) -> dict[str, Any]:
         "rows": [_row(grid, row.name, row.label) for row in experiment.tier_rows(grid.tier)],
         "tokenizer": _stage(next(node for node in grid.nodes if node.stage == TOKENIZER)),
         "seeds": list(grid.seeds),
+        **({"looks": list(looks)} if (looks := experiment.tiers[grid.tier].looks) else {}),
         "budget": experiment.budget,
         "control": experiment.control,
         "corpus": grid.files.corpus,

@@ -10,7 +10,7 @@ from zoo.errors import BadInput
 
 LOWER_ENDINGS = ("loss", "perplexity", "bits_per_byte", "nats", "error")
 """Endings of the names of scores that are better when lower, for scores that `METRICS` does not have."""
-HIGHER_ENDINGS = ("accuracy", "f1", "exact_match", "acc", "acc_norm", "bleu", "chrf")
+HIGHER_ENDINGS = ("accuracy", "f1", "exact", "exact_match", "acc", "acc_norm", "bleu", "chrf")
 """Endings of the names of scores that are better when higher, also of those of lm-eval's tasks."""
 
 
@@ -22,24 +22,24 @@ class SeedValues:
     """Name of the row."""
     values: dict[int, float]
     """Seed -> value, in the order of the registration; also of seeds that did not learn."""
-    stuck: list[int]
-    """Seeds that ended and did not learn."""
     diverged: list[int]
     """Seeds that ended with numbers that are not finite; they have no value."""
     failed: list[int]
-    """Seeds with a failed stage, which have no value yet."""
+    """Seeds with a stage that failed, which have no value."""
     missing: list[int]
     """Seeds that have not been run to the end."""
+    stuck: list[int] = dataclasses.field(default_factory=list)
+    """Seeds with a value that is not better than the floor of the metric; empty unless a floor was applied."""
 
     @property
     def ended(self) -> int:
         """Number of seeds that ended, with a value or without."""
-        return len({*self.values, *self.stuck, *self.diverged})
+        return len(self.values) + len(self.diverged) + len(self.failed)
 
     @property
     def learned(self) -> int:
         """Number of seeds that ended and learned."""
-        return self.ended - len({*self.stuck, *self.diverged})
+        return len(self.values) - len(self.stuck)
 
     @property
     def notes(self) -> list[str]:
@@ -50,6 +50,16 @@ class SeedValues:
             for kind, seeds in kinds.items()
             if seeds
         ]
+
+    def against(self, limit: float | None, sign: int) -> "SeedValues":
+        """Return the values with the seeds that did not learn: those that are not better than a limit.
+
+        Args:
+            limit: None = every seed with a value learned.
+            sign: 1 if higher values are better, -1 if lower ones are.
+        """
+        stuck = [] if limit is None else [seed for seed, value in self.values.items() if not sign * (value - limit) > 0]
+        return dataclasses.replace(self, stuck=stuck)
 
 
 def split_metric(metric: str) -> tuple[str, str]:
@@ -64,39 +74,38 @@ def split_metric(metric: str) -> tuple[str, str]:
     return stage, score
 
 
+def row_seeds(registration: Mapping[str, Any], row: str) -> list[int]:
+    """Return the seeds of a row: its own, if it has a list of them, else those of the registration."""
+    own = next((item.get("seeds") for item in registration["rows"] if item["name"] == row), None)
+    return list(registration["seeds"] if own is None else own)
+
+
 def seed_values(registration: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], row: str, metric: str) -> SeedValues:
     """Return the values of a metric in a row.
 
-    A seed counts as diverged, or as not having learned, if this holds for the metric's stage or for a stage before it. Several
-    cells of one seed (for example fine-tunings of one pretrained model) are averaged: the number of values is that of the seeds.
+    A seed counts as diverged or failed if this holds for the metric's stage or for a stage before it. Several cells of one seed
+    (for example fine-tunings of one pretrained model) are averaged: the number of values is that of the seeds.
     """
     stage, score = split_metric(metric)
     chain = _chain(registration, row, stage)
     # Cells that all rows share, such as the cells of a teacher, have the row "".
     of_row = [cell for cell in cells if cell["row"] in (row, "") and cell["stage"] in chain]
     values: dict[int, float] = {}
-    lists: dict[str, list[int]] = {"did not learn": [], "diverged": [], "failed": [], "missing": []}
-    for seed in registration["seeds"]:
+    lists: dict[str, list[int]] = {"diverged": [], "failed": [], "missing": []}
+    for seed in row_seeds(registration, row):
         of_seed = [cell for cell in of_row if cell["seed"] == seed]
         status = {cell["status"] for cell in of_seed}
-        scores = [cell["scores"].get(score) for cell in of_seed if cell["stage"] == stage and cell["status"] != "diverged"]
+        scores = [cell["scores"].get(score) for cell in of_seed if cell["stage"] == stage]
         finite = [float(value) for value in scores if value is not None and math.isfinite(value)]
         if "diverged" in status:
             lists["diverged"].append(seed)
-        elif "did not learn" in status:
-            lists["did not learn"].append(seed)
-        elif not finite:
-            lists["failed" if "failed" in status else "missing"].append(seed)
-        if finite and "diverged" not in status:
+        elif "failed" in status:
+            lists["failed"].append(seed)
+        elif not finite or "missing" in status:
+            lists["missing"].append(seed)
+        else:
             values[seed] = sum(finite) / len(finite)
-    return SeedValues(
-        row=row,
-        values=values,
-        stuck=lists["did not learn"],
-        diverged=lists["diverged"],
-        failed=lists["failed"],
-        missing=lists["missing"],
-    )
+    return SeedValues(row=row, values=values, **lists)
 
 
 def _chain(registration: Mapping[str, Any], row: str, stage: str) -> list[str]:

@@ -1,22 +1,31 @@
-"""Significance tests over seeds: paired or Welch's t, Holm's correction, equivalence, detectable effects; and over items.
+"""Significance tests over seeds, Holm's correction, equivalence, power and planning; and the error over items.
 
 Values lie along the last axis, one for each seed; leading axes are independent experiments, so that a simulation is one call. A
 difference is always the mean of `row` minus the mean of `reference`. Sources: Student 1908; Welch 1947; Holm 1979; Schuirmann
-1987 (two one-sided tests); McNemar 1947; Efron 1979 (bootstrap).
+1987 (two one-sided tests); Satterthwaite 1946; Fisher 1935 and Clopper and Pearson 1934 (shares); Lan and DeMets 1983
+(looks); Sellam et al. 2022 (seeds and items).
 """
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import scipy.optimize
 import scipy.special
 
+from zoo.errors import BadInput
+
 Array = Any
 """A number or an array of float64."""
-NODES = 64
-"""Nodes of the quadrature over the split of the variance between two rows; 32 give the same six digits."""
+LEVEL = 0.025
+"""Level of each of the two families of one-sided tests; their sum is the highest chance of a false verdict."""
+FEWEST_SEEDS = 5
+"""Seeds of each row without which there is no verdict."""
+MOST_SEEDS = 1_000
+NODES = 128
+"""Quantiles of a sample variance over which a power is averaged; 64 give the same three digits."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,15 +33,16 @@ class Difference:
     """The difference between two rows over seeds, with its standard error."""
 
     test: str
-    """The name of the test: "paired" or "welch"."""
+    """The name of the test: "paired", "larger variance", "welch" or "one sample"."""
     estimate: Array
     """Mean of the row minus mean of the reference."""
     error: Array
     """Standard error of the estimate."""
     degrees: Array
-    """Degrees of freedom of Student's t: n - 1 for pairs, those of Welch and Satterthwaite for independent rows."""
+    """Degrees of freedom of Student's t."""
     unit: Array
-    """Standard deviation of a difference of one seed (paired), or the root mean square of those of the rows (Welch)."""
+    """Standard deviation that the error is computed from: of a difference of one seed (paired), or the larger one of the rows
+    (for Welch, their root mean square)."""
     counts: tuple[int, int]
     """Seeds of the row and of the reference; equal if paired."""
 
@@ -44,25 +54,63 @@ class Difference:
         """Return the one-sided p value of "the true difference is above `value`"."""
         return scipy.special.stdtr(self.degrees, (value - self.estimate) / self.error)
 
-    def p_within(self, margin: float) -> Array:
-        """Return the p value of "the true difference is within +-margin": the greater of two one-sided tests (TOST)."""
-        return np.maximum(self.p_below(margin), self.p_above(-margin))
-
-    def p_beyond(self, margin: float) -> Array:
-        """Return the one-sided p value of "the true difference is beyond the margin", on the side of the estimate."""
-        return np.minimum(self.p_below(-margin), self.p_above(margin))
-
     def half_width(self, confidence: float = 0.95) -> Array:
         """Return the distance from the estimate to its one-sided bound."""
         return scipy.special.stdtrit(self.degrees, confidence) * self.error
 
+    def with_items(self, error: float, items: int) -> "Difference":
+        """Return the difference with a part of its error that is due to the choice of items (Satterthwaite's degrees).
 
-def paired_difference(row: Array, reference: Array) -> Difference:
-    """Return the difference seed by seed; both are [..., n] with n >= 2, in the same order of seeds."""
+        Args:
+            error: standard error over other items with the same seeds.
+            items: number of items, above 1 unless the error is 0.
+        """
+        total, degrees = add_item_error(self.error**2, self.degrees, error, items)
+        return dataclasses.replace(self, error=np.sqrt(total), degrees=degrees)
+
+
+def add_item_error(variance: Array, degrees: Array, error: float, items: int) -> tuple[Array, Array]:
+    """Return a variance over seeds plus that over items, and the degrees of freedom of the sum."""
+    if not error:
+        return variance, degrees
+    total = variance + error**2
+    return total, total**2 / (variance**2 / degrees + error**4 / (items - 1))
+
+
+def larger_variance_difference(row: Array, reference: Array, least: Array = 0.0) -> Difference:
+    """Return the difference between independent rows, [..., n] and [..., m] with n, m >= 2, by the larger of their variances.
+
+    Both rows are taken to vary as much as the one that varies more, and the degrees are those of the smaller row. The level holds
+    for normal rows of any variances, and for rows with one-sided outliers, where Welch's test with five seeds does not.
+
+    Args:
+        least: [...], standard deviation of a pilot, below which that of the rows is not taken to be. It protects against a row
+            whose seeds lack the long tail of their distribution by chance.
+    """
+    row, reference = np.asarray(row, np.float64), np.asarray(reference, np.float64)
+    counts = row.shape[-1], reference.shape[-1]
+    assert min(counts) >= 2
+    largest = np.maximum(np.maximum(_variance(row), _variance(reference)), np.square(least))
+    return Difference(
+        test="larger variance",
+        estimate=row.mean(-1) - reference.mean(-1),
+        error=np.sqrt(largest * (1 / counts[0] + 1 / counts[1])),
+        degrees=np.float64(min(counts) - 1),
+        unit=np.sqrt(largest),
+        counts=counts,
+    )
+
+
+def paired_difference(row: Array, reference: Array, least: Array = 0.0) -> Difference:
+    """Return the difference seed by seed; both are [..., n] with n >= 2, in the same order of seeds.
+
+    Args:
+        least: [...], standard deviation of differences in a pilot, below which that of the pairs is not taken to be.
+    """
     row, reference = np.asarray(row, np.float64), np.asarray(reference, np.float64)
     assert row.shape[-1] == reference.shape[-1] >= 2
     count, differences = row.shape[-1], row - reference
-    deviation = np.sqrt(_variance(differences))
+    deviation = np.maximum(np.sqrt(_variance(differences)), least)
     return Difference(
         test="paired",
         estimate=differences.mean(-1),
@@ -106,12 +154,6 @@ def mean_and_half_width(values: Array, confidence: float = 0.95) -> tuple[float,
     return float(values.mean()), float(scipy.special.stdtrit(len(values) - 1, (1 + confidence) / 2) * error)
 
 
-def difference_from_constant(values: Array, value: float) -> Difference:
-    """Return the difference between [..., n] values, n >= 2, and a constant."""
-    values = np.asarray(values, np.float64)
-    return dataclasses.replace(paired_difference(values, np.full_like(values, value)), test="one sample")
-
-
 def seed_correlation(row: Array, reference: Array) -> float | None:
     """Return the correlation of two rows over the seeds that they share; None below three seeds and without variance."""
     row, reference = np.asarray(row, np.float64), np.asarray(reference, np.float64)
@@ -131,95 +173,160 @@ def holm_adjusted(p: Array) -> Array:
     return adjusted
 
 
-def test_power(effect: float, counts: tuple[int, int], *, alpha: float, is_paired: bool) -> float:
-    """Return the chance that a one-sided test finds an effect.
+def step_down(release: Array, statements: Array) -> Array:
+    """Return p values of statements adjusted for all claims, where a claim leaves the correction once it is released.
 
-    The test of pairs has a noncentral t. For independent rows of equal variance, the sum of squares and its share B of the first
-    row are independent, and B has a beta distribution. B determines the degrees of Welch, and the statistic divided by a function
-    of B has a noncentral t: the power is an integral over B, computed by Gauss-Jacobi quadrature.
+    A claim has nested statements ("the difference is above -0.1", "above 0", "above 0.1"). It is released by the strongest, after
+    which no statement of this family can be false; a weaker statement alone does not release it, because the strongest could
+    still be shown by mistake. Without this rule Holm's correction would not hold for claims with more than one statement.
 
     Args:
-        effect: standard deviations of a difference of one seed (paired), or of one row.
-        counts: seeds of both rows; a pair uses the first.
-        alpha: level of the test, for Holm's first step divided by the number of claims.
+        release: [..., claims], p values of the strongest statements.
+        statements: [..., claims], p values of weaker ones, at most those of `release`.
     """
-    first, second = counts
-    if is_paired:
-        return float(_t_tail(scipy.special.stdtrit(first - 1, 1 - alpha), first - 1, effect * np.sqrt(first)))
-    degrees = first + second - 2
-    nodes, weights = scipy.special.roots_jacobi(NODES, (second - 1) / 2 - 1, (first - 1) / 2 - 1)
-    share = (1 + nodes) / 2
-    of_first, of_second = share / (first * (first - 1)), (1 - share) / (second * (second - 1))
-    of_welch = (of_first + of_second) ** 2 / (of_first**2 / (first - 1) + of_second**2 / (second - 1))
-    variance = 1 / first + 1 / second
-    limits = scipy.special.stdtrit(of_welch, 1 - alpha) * np.sqrt(degrees * (of_first + of_second) / variance)
-    return float(weights @ _t_tail(limits, degrees, effect / np.sqrt(variance)) / weights.sum())
+    release, statements = np.asarray(release, np.float64), np.asarray(statements, np.float64)
+    count, released = release.shape[-1], holm_adjusted(release)
+    adjusted = np.minimum(released, np.minimum(1.0, statements * count))
+    ordered = np.sort(released, -1)
+    for gone in range(1, count):
+        step = np.maximum(ordered[..., gone - 1 : gone], np.minimum(1.0, statements * (count - gone)))
+        adjusted = np.minimum(adjusted, step)
+    return adjusted
 
 
-def _t_tail(limit: Array, degrees: int, center: float) -> Array:
+# --- shares of seeds that learned -----------------------------------------------------------------------------------------------
+
+
+def fisher_fewer(row: int, row_seeds: int, reference: int, reference_seeds: int) -> float:
+    """Return the exact one-sided p value of "the row learns more rarely", from the seeds that learned (Fisher)."""
     from scipy import stats  # takes longer to import than JAX
 
-    return stats.nct.sf(limit, degrees, center)
+    return float(stats.hypergeom.cdf(row, row_seeds + reference_seeds, row + reference, row_seeds))
+
+
+def share_interval(learned: int, seeds: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the two-sided interval of a share by Clopper and Pearson."""
+    tail = (1 - confidence) / 2
+    low = scipy.special.betaincinv(learned, seeds - learned + 1, tail) if learned else 0.0
+    high = scipy.special.betaincinv(learned + 1, seeds - learned, 1 - tail) if learned < seeds else 1.0
+    return float(low), float(high)
+
+
+# --- power and planning ---------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Design:
+    """The seeds and true deviations of a comparison of normal rows, and the level of its one-sided test."""
+
+    counts: tuple[int, int]
+    """Seeds of both rows; a pair uses the first."""
+    deviations: tuple[float, float] = (1.0, 1.0)
+    """Standard deviations of both rows; of pairs, that of a difference of one seed is the first."""
+    alpha: float = LEVEL
+    """Level of a test: for the first step of Holm's correction, the level divided by the number of claims."""
+    is_paired: bool = False
+    least: float = 0.0
+    """Standard deviation of a pilot, as for `larger_variance_difference`."""
+    item_error: float = 0.0
+    items: int = 0
+
+    def limits(self) -> tuple[Array, float]:
+        """Return the estimates above which the test finds a difference, all equally likely, and the estimate's deviation."""
+        (first, second), (of_first, of_second) = self.counts, self.deviations
+        chances = (np.arange(NODES) + 0.5) / NODES
+        samples = of_first**2 * scipy.special.gammaincinv((first - 1) / 2, chances) * 2 / (first - 1)
+        if self.is_paired:
+            variance, true, degrees = np.maximum(samples, self.least**2) / first, of_first**2 / first, first - 1
+        else:
+            others = of_second**2 * scipy.special.gammaincinv((second - 1) / 2, chances) * 2 / (second - 1)
+            largest = np.maximum(np.maximum(samples[:, None], others), self.least**2)
+            variance = largest * (1 / first + 1 / second)
+            true, degrees = of_first**2 / first + of_second**2 / second, min(first, second) - 1
+        variance, degrees = add_item_error(variance, np.float64(degrees), self.item_error, self.items)
+        deviation = float(np.sqrt(true + self.item_error**2))
+        return scipy.special.stdtrit(degrees, 1 - self.alpha) * np.sqrt(variance), deviation
+
+
+def power_of_direction(difference: float, design: Design) -> float:
+    """Return the chance that a one-sided test finds a true difference, averaged over the variances of the samples."""
+    limits, deviation = design.limits()
+    return float(scipy.special.ndtr((difference - limits) / deviation).mean())
+
+
+def power_of_equivalence(margin: float, design: Design) -> float:
+    """Return the chance that two equal rows are shown to differ by less than a margin."""
+    limits, deviation = design.limits()
+    return float(np.maximum(0.0, 2 * scipy.special.ndtr((margin - limits) / deviation) - 1).mean())
 
 
 @functools.lru_cache(maxsize=1024)
-def smallest_effect(
-    counts: tuple[int, int], *, claims: int = 1, alpha: float = 0.05, chance: float = 0.8, is_paired: bool = False
-) -> float:
-    """Return the smallest effect, in the units of `test_power`, that a one-sided test finds with a chance.
+def smallest_effect(design: Design, *, chance: float = 0.8, is_equivalence: bool = False) -> float:
+    """Return the smallest true difference whose direction is found with a chance.
 
     Args:
-        claims: claims that share the level: the effect is that of Holm's first step, in which the level is divided by them.
+        is_equivalence: return instead the smallest margin within which two equal rows are shown to be.
     """
-    level = alpha / claims
-
-    def lacking(effect: float) -> float:
-        return test_power(effect, counts, alpha=level, is_paired=is_paired) - chance
-
+    power, scale = power_of_equivalence if is_equivalence else power_of_direction, design.limits()[1]
     high = 1.0
-    while lacking(high) < 0:
+    while power(high * scale, design) < chance:
         high *= 2
-    root: Any = scipy.optimize.brentq(lacking, 0.0, high, xtol=1e-9)
-    return float(root)
+    root: Any = scipy.optimize.brentq(lambda effect: power(effect * scale, design) - chance, 0.0, high, xtol=1e-9)
+    return float(root) * scale
 
 
-def smallest_margin(counts: tuple[int, int], *, claims: int = 1, alpha: float = 0.05, is_paired: bool = False) -> float:
-    """Return a margin at which two equal rows are called equivalent with a chance of at least 80%, in the units of `test_power`.
+def planned_seeds(
+    sd: float | tuple[float, float], margin: float, claims: int = 1, power: float = 0.8, *, is_paired: bool = False
+) -> int:
+    """Return the number of seeds with which a difference of `margin` is found with a power.
 
-    Each of the two tests passes in 90% of the cases, so both do in at least 80% (Bonferroni), and in little more.
+    For the verdict "reproduced" of a claim with a margin, `margin` is what the expected difference has beyond it.
+
+    Args:
+        sd: standard deviation of both rows or of each, from a pilot; of pairs, that of a difference of one seed.
+        claims: claims of the registration, among which the level is divided.
+
+    Raises:
+        BadInput: a number is not positive, or more than `MOST_SEEDS` seeds are needed.
     """
-    return smallest_effect(counts, claims=claims, alpha=alpha, chance=0.9, is_paired=is_paired)
+    deviations = sd if isinstance(sd, tuple) else (sd, sd)
+    if min(*deviations, margin, claims) <= 0 or not 0 < power < 1:
+        raise BadInput(f"sd {sd}, margin {margin}, claims {claims}, power {power}: must be above 0, and power below 1")
+    for seeds in range(FEWEST_SEEDS, MOST_SEEDS + 1):
+        design = Design(counts=(seeds, seeds), deviations=deviations, alpha=LEVEL / claims, is_paired=is_paired)
+        if power_of_direction(margin, design) >= power:
+            return seeds
+    raise BadInput(f"margin {margin}: {MOST_SEEDS} seeds do not find it at a standard deviation of {sd}; choose a larger one")
 
 
-def mcnemar(row: Array, reference: Array) -> float:
-    """Return the exact two-sided p value of "the two differ", from which of the same [items] each has right (McNemar)."""
-    row, reference = np.asarray(row, bool), np.asarray(reference, bool)
-    from scipy import stats
+def spent_levels(looks: Sequence[int], level: float = LEVEL) -> list[float]:
+    """Return the level of the tests at each look, of which the last is at all seeds.
 
-    gained, lost = int((row & ~reference).sum()), int((reference & ~row).sum())
-    return 1.0 if gained + lost == 0 else float(stats.binomtest(gained, gained + lost).pvalue)
+    The spending function of Lan and DeMets resembles the limits of O'Brien and Fleming: little is spent early. The level of a
+    look is what is newly spent, so that the sum, which bounds the chance of an error at any look, is `level` for every test.
 
-
-@dataclasses.dataclass(frozen=True)
-class ErrorParts:
-    """Standard errors of a difference, by what was sampled."""
-
-    items: float
-    """If other items were sampled, with the same seeds."""
-    seeds: float
-    """If other seeds were sampled, with the same items."""
-
-
-def error_parts(row: Array, reference: Array, *, samples: int = 2000, seed: int = 0) -> ErrorParts:
-    """Return the parts of the error of a mean difference over outcomes [seeds, items] of the same items.
-
-    Items are resampled within seeds (bootstrap), the same items for all seeds. Over seeds the error is that of Student's t.
+    Args:
+        looks: numbers of seeds, ascending.
     """
-    differences = np.asarray(row, np.float64) - np.asarray(reference, np.float64)
-    seeds, items = differences.shape
-    of_items = differences.mean(0)
-    # The counts of n items in a sample with replacement are multinomial: no [samples, items] indices are needed.
-    counts = np.random.default_rng(seed).multinomial(items, np.full(items, 1 / items), samples)
-    return ErrorParts(
-        items=float((counts @ of_items / items).std(ddof=1)), seeds=float(differences.mean(1).std(ddof=1) / np.sqrt(seeds))
-    )
+    z = scipy.special.ndtri(1 - level / 2)
+    spent = [2 * scipy.special.ndtr(-z / np.sqrt(look / looks[-1])) for look in looks]
+    return [float(now - before) for now, before in zip(spent, [0.0, *spent[:-1]], strict=True)]
+
+
+# --- items ----------------------------------------------------------------------------------------------------------------------
+
+
+def item_variance(row: Array, reference: Array) -> float:
+    """Return the variance of a mean difference that is due to the choice of items, from outcomes [seeds, items] of both rows.
+
+    The variance over seeds contains that of single outcomes, which differ from seed to seed. What remains is that of the items'
+    own differences (the part of MultiBERTs' bootstrap over items that its bootstrap over seeds does not have), without bias.
+    """
+    row, reference = np.asarray(row, np.float64), np.asarray(reference, np.float64)
+    items = row.shape[1]
+    total = (row.mean(0) - reference.mean(0)).var(ddof=1) / items
+    for side in (row, reference):
+        seeds = len(side)
+        residual = side - side.mean(0) - side.mean(1, keepdims=True) + side.mean()
+        total -= (residual**2).sum() / ((seeds - 1) * (items - 1)) / (seeds * items) if seeds > 1 else 0.0
+    return max(0.0, float(total))

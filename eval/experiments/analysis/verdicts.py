@@ -1,326 +1,311 @@
 """Verdicts on the claims of an experiment, by rules that are fixed before its first run.
 
-A verdict is one of five: "reproduced", "contradicted", "equivalent", "not shown" and "not testable". The rules, in their order:
+A difference d is that of row and reference, with the sign of the claim: above 0, it is in the claim's favour. The rules:
 
-1. Seeds. Row and reference need three values each; seeds that are missing make n smaller. A row of which more than one seed did
-   not learn or diverged is not testable. No run that has a value is left out.
-2. Control. Row and reference must be better than the control row (one-sided Welch test at 5%), else the claim is not testable at
-   this scale: two models that learned nothing do not differ, which says nothing about the claim. If the control row has no such
-  score, the floors of the metric take its place, or else the baseline that is reported with the runs (unigram loss,
-   majority class); a floor with "gate" always counts.
-3. Test. Paired if the claim says so, else Welch. Holm's correction is over all claims of the registration; one that is not
-   testable counts as p = 1.
-4. Levels. The claim must hold at 4%, and its opposite at 1%. Together an experiment without any effect gives a false verdict of
-   either kind in at most 5% of the cases.
+1. Seeds. Row and reference need five registered seeds each, all of which were run to an end.
+2. Learned. A seed learned if its value is better than the floor of the metric (`learned_seeds.strictest_floor`) by more than the
+   claim's margin. A seed that diverged or failed did not. If no seed of either side learned, the claim is not testable.
+3. Means or shares. If all seeds of both sides learned, means are compared, else the shares of seeds that learned (Fisher's exact
+   test). Both are tests given the number of seeds that learned, so that together they have the level of one.
+4. Means. The error is that of the larger of the two variances, or of the pilot's (`Claim.pilot_deviation`), or that of the paired
+   differences; the error over items is added if the outcomes of items are known.
+5. Verdict. With the margin m, a direction is "reproduced" if d > m is shown, "equivalent" if -m < d < m, "contradicted" if d < 0,
+   "direction only" if d > 0, in this order, and else "not shown". An equivalence is "equivalent" if -m < d < m is shown, and
+   "contradicted" if d > m or d < -m is.
+6. Levels. All statements "d is above" a limit have a family-wise level of 2.5% over the claims and their metrics, and so have all
+   statements "d is below" one (`significance_tests.step_down`). Whatever the true differences are, a registration with any false
+   verdict has a chance of at most 5%. With one claim, the verdict is what its two-sided 95% interval says.
+7. Two metrics. If the verdicts by both metrics disagree, the verdict is "depends on the metric".
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from eval.experiments.analysis import significance_tests
-from eval.experiments.analysis.seed_values import SeedValues, find_seed_metric, seed_values, sign_of_better, split_metric
-from eval.experiments.analysis.significance_tests import Array, Difference
+from eval.experiments.analysis import learned_seeds, significance_tests
+from eval.experiments.analysis.claim_comparison import Comparison, Json
+from eval.experiments.analysis.learned_seeds import Floor
+from eval.experiments.analysis.seed_values import find_seed_metric, row_seeds, seed_values, sign_of_better
+from eval.experiments.analysis.significance_tests import FEWEST_SEEDS, LEVEL, Array, Design
 from zoo.errors import BadInput
 
-FEWEST_SEEDS = 3
-"""Values of each row without which there is no verdict."""
-LEVEL, OPPOSITE_LEVEL = 0.04, 0.01
-"""Family-wise level of "reproduced" and "equivalent", and of "contradicted"; the sum is the chance of a false verdict."""
-GATE_LEVEL = 0.05
-"""Level at which a row must be better than the control row. It is not corrected: this test only withholds verdicts."""
-BOUND = 0.95
-"""Confidence of the bounds that are printed, each for a claim alone."""
+FINAL = ("reproduced", "contradicted", "equivalent", "depends on the metric")
+"""Verdicts that a later look does not change."""
 
 
 def judge(
-    registration: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], floors: Sequence[Mapping[str, Any]] = ()
+    registration: Json, cells: Sequence[Json], floors: Sequence[Json] = (), items: Sequence[Json] = ()
 ) -> list[dict[str, Any]]:
     """Return the "claims" of experiment.json: an entry for each registered claim, in their order.
 
-    In addition to the fields of the schema, an entry has `reference` (of several, the one with the greatest p value, to which the
-    numbers belong), `counts` and `learned` (seeds with a value, and seeds that learned, of row and reference), `unit` (the
-    standard deviation that `mde` is a multiple of), `paired`, `p_opposite_holm`, `exploratory` and `notes`. `bound` is on the
-    side that decides the verdict. For an equivalence it is that of the absolute difference, and `mde` the smallest margin that
-    would be shown if there were no difference.
+    The numbers of an entry are those of the first metric and, of several references, of the one with the greatest p value.
+    `interval` is the two-sided 95% interval of the difference, and `bound` its end on the side that decides; `p` and `p_holm` are
+    of the claim with its margin, `p_direction_holm` of its direction alone, `p_opposite_holm` of the opposite. `mde` is the
+    difference whose direction these seeds find in 80% of the cases (of an equivalence, the margin that they show), and `power`
+    the chance for a difference that equals the margin (of an equivalence, that it is shown if the rows are equal).
 
     Args:
-        registration: as in experiment.json.
+        registration: as in experiment.json. With `looks`, the claims are judged at these numbers of seeds, and at no other.
         cells: as in experiment.json; cells may be missing.
         floors: as in experiment.json: values of a metric that a trivial method reaches.
+        items: as in experiment.json: errors over items of a difference in a metric, see `item_sampling_error`.
 
     Raises:
-        BadInput: a claim on a metric whose better direction is unknown, or an equivalence without a margin.
+        BadInput: a claim on a metric whose better direction is unknown, an equivalence without a margin, or looks that do not end
+            at the number of seeds.
     """
-    drafts = [_Draft.of(registration, claim, cells, floors) for claim in registration["claims"]]
-    if not drafts:
+    looks = registration.get("looks")
+    if not looks:
+        return _judge_once(registration, cells, floors, items, LEVEL)
+    seeds = registration["seeds"]
+    if sorted({*looks}) != list(looks) or looks[-1] != len(seeds) or looks[0] < FEWEST_SEEDS:
+        raise BadInput(f"looks {looks}: must rise from at least {FEWEST_SEEDS} to the number of seeds, {len(seeds)}")
+    entries: list[dict[str, Any]] = []
+    for look, level in zip(looks, significance_tests.spent_levels(looks), strict=True):
+        now = _judge_once({**registration, "seeds": seeds[:look]}, cells, floors, items, level)
+        now = [entry | {"look": look} for entry in now]
+        entries = [_later(before, entry) for before, entry in zip(entries, now, strict=True)] if entries else now
+    return entries
+
+
+def _later(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Return the entry that counts: the earlier one if it is final, or if the later look decides nothing more."""
+    open_now = now["verdict"] == "not testable" or (before["verdict"] == "direction only" and now["verdict"] == "not shown")
+    return before if before["verdict"] in FINAL or open_now else now
+
+
+def _judge_once(
+    registration: Json, cells: Sequence[Json], floors: Sequence[Json], items: Sequence[Json], level: float
+) -> list[dict[str, Any]]:
+    drafts = [[_draft(registration, part, cells, floors, items) for part in claim_parts(c)] for c in registration["claims"]]
+    flat = [draft for parts in drafts for draft in parts]
+    if not flat:
         return []
-    p_holm, opposite_holm, holds, contradicted = decide_claims(
-        np.array([draft.p for draft in drafts]), np.array([draft.p_opposite for draft in drafts])
-    )
+    above, below = (np.array([getattr(draft, side) for draft in flat]) for side in ("above", "below"))
+    kinds = np.array([draft.claim["kind"] == "equivalent" for draft in flat])
+    above, below, verdicts = decide_claims(above, below, kinds, level)
+    judged = {
+        id(draft): draft.entry(above=above[i], below=below[i], verdict=str(verdicts[i]), level=level, tests=len(flat))
+        for i, draft in enumerate(flat)
+    }
     changed = set(registration.get("changed") or ())
     return [
-        draft.entry(
-            claims=len(drafts),
-            p_holm=float(p_holm[i]),
-            p_opposite_holm=float(opposite_holm[i]),
-            holds=bool(holds[i]),
-            contradicted=bool(contradicted[i]),
-            exploratory=draft.claim["id"] in changed,
-        )
-        for i, draft in enumerate(drafts)
+        _combined([judged[id(draft)] for draft in parts]) | {"exploratory": parts[0].claim["id"] in changed} for parts in drafts
     ]
 
 
-def claim_references(claim: Mapping[str, Any]) -> list[str]:
+def claim_references(claim: Json) -> list[str]:
     """Return the names of the rows that a claim compares its row with; the claim has one name or a list."""
     names = claim["reference"]
     return [names] if isinstance(names, str) else list(names)
 
 
-def decide_claims(p: Array, p_opposite: Array) -> tuple[Array, Array, Array, Array]:
-    """Return adjusted p values of the claims and of their opposites, which claims hold, and which are contradicted.
+def claim_parts(claim: Json) -> list[Json]:
+    """Return a claim as it is for each of its metrics: the first, and the second if it has one."""
+    if not claim.get("second_metric"):
+        return [claim]
+    names = {"metric": "second_metric", "margin": "second_margin", "pilot_deviation": "second_pilot_deviation"}
+    return [claim, {**claim, **{name: claim.get(second) for name, second in names.items()}}]
+
+
+def decide_claims(above: Array, below: Array, is_equivalence: Array, level: float = LEVEL) -> tuple[Array, Array, Array]:
+    """Return the adjusted p values and the verdicts.
 
     Args:
-        p, p_opposite: [..., claims], 1 for a claim that is not testable.
+        above, below: [..., claims, 3], p values of "d is above" and of "d is below" the limits -margin, 0 and margin; 1 for a
+            claim that is not testable.
+        is_equivalence: [claims].
     """
-    adjusted, opposite = significance_tests.holm_adjusted(p), significance_tests.holm_adjusted(p_opposite)
-    holds = adjusted <= LEVEL
-    return adjusted, opposite, holds, ~holds & (opposite <= OPPOSITE_LEVEL)
-
-
-def p_values(kind: str, difference: Difference, margin: float) -> tuple[Array, Array]:
-    """Return the p values of a claim and of its opposite."""
-    if kind == "equivalent":
-        return difference.p_within(margin), difference.p_beyond(margin)
-    below, above = difference.p_below(), difference.p_above()
-    return (below, above) if kind == "less" else (above, below)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Comparison:
-    """The test of a claim against one of its references."""
-
-    name: str
-    reference: SeedValues
-    difference: Difference | None
-    """None if a row has fewer than two values."""
-    rho: float | None
-    shared: int
-    """Number of seeds with a value in both rows."""
-
-    @classmethod
-    def of(cls, name: str, row: SeedValues, reference: SeedValues, is_paired: bool) -> "_Comparison":
-        seeds = [seed for seed in row.values if seed in reference.values]
-        pairs = [[side.values[seed] for seed in seeds] for side in (row, reference)]
-        first, second = pairs if is_paired else [list(side.values.values()) for side in (row, reference)]
-        difference = None
-        if min(len(first), len(second)) >= 2:
-            difference = (significance_tests.paired_difference if is_paired else significance_tests.welch_difference)(
-                first, second
-            )
-        rho = significance_tests.seed_correlation(*pairs)
-        return cls(name=name, reference=reference, difference=difference, rho=rho, shared=len(seeds))
+    # The strongest statements of a family; of an equivalence, one that implies the others, which several references need not.
+    release_above = np.where(is_equivalence, np.maximum(above[..., 0], above[..., 2]), above[..., 2])
+    release_below = np.where(is_equivalence, np.maximum(below[..., 0], below[..., 2]), below[..., 1])
+    above, below = (
+        np.stack([significance_tests.step_down(release, family[..., limit]) for limit in range(3)], -1)
+        for release, family in ((release_above, above), (release_below, below))
+    )
+    over, under = above <= level, below <= level
+    within = over[..., 0] & under[..., 2]
+    direction = np.select(
+        [over[..., 2], within, under[..., 1], over[..., 1]],
+        ["reproduced", "equivalent", "contradicted", "direction only"],
+        "not shown",
+    )
+    equivalence = np.select([within, over[..., 2] | under[..., 0]], ["equivalent", "contradicted"], "not shown")
+    return above, below, np.where(is_equivalence, equivalence, direction)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Draft:
-    """A claim with its test, before the correction for the other claims.
+    """A claim by one metric with its tests, before the correction for the other claims.
 
-    A claim about several references must hold for all of them, which needs no correction: its p value is the greatest of their p
-    values (Berger 1982, intersection-union test). The opposite claim need hold for only one reference, so the least p value is
-    multiplied by the number of references.
+    What must hold for all references needs no correction: its p value is the greatest (Berger 1982, intersection-union test).
+    What need hold for one of them has the least p value, multiplied by their number.
     """
 
-    claim: Mapping[str, Any]
-    row: SeedValues
-    comparisons: list[_Comparison]
-    decisive: _Comparison
+    claim: Json
+    comparisons: list[Comparison]
+    decisive: Comparison
     """The comparison with the greatest p value, whose numbers the entry has."""
-    p: float
-    p_opposite: float
+    floor: Floor | None
+    above: Array
+    below: Array
     reason: str
     """The reason that the claim is not testable, "" if it is."""
 
-    @classmethod
-    def of(
-        cls,
-        registration: Mapping[str, Any],
-        claim: Mapping[str, Any],
-        cells: Sequence[Mapping[str, Any]],
-        floors: Sequence[Mapping[str, Any]],
-    ) -> "_Draft":
-        kind, margin, is_paired = claim["kind"], float(claim.get("margin") or 0), bool(claim.get("paired"))
-        if kind == "equivalent" and not margin > 0:
-            raise BadInput(f"claims.{claim['id']}.margin {claim.get('margin')}: an equivalence needs one above 0; state it")
-        # Refuses a metric without a direction before any run, as this function also works without cells.
-        sign_of_better(claim["metric"], claim.get("better"))
-        sides = {
-            name: seed_values(registration, cells, name, claim["metric"]) for name in (claim["row"], *claim_references(claim))
-        }
-        row, *others = sides.values()
-        comparisons = [
-            _Comparison.of(name, row, other, is_paired) for name, other in zip(claim_references(claim), others, strict=True)
-        ]
-        reason = _too_few(claim["metric"], sides) or (_too_few_pairs(comparisons) if is_paired else "") or _not_learned(sides)
-        reason = reason or _gate(registration, claim, sides, cells, floors)
-        tests = [comparison.difference for comparison in comparisons if comparison.difference is not None]
-        if not reason and not all(difference.error > 0 for difference in tests):
-            reason = "all seeds have the same values, so that there is no noise to compare with; check that the runs differ"
-        if reason:
-            return cls(
-                claim=claim, row=row, comparisons=comparisons, decisive=comparisons[0], p=1.0, p_opposite=1.0, reason=reason
-            )
-        p, p_opposite = zip(*(p_values(kind, difference, margin) for difference in tests), strict=True)
-        return cls(
-            claim=claim,
-            row=row,
-            comparisons=comparisons,
-            decisive=comparisons[int(np.argmax(p))],
-            p=float(max(p)),
-            p_opposite=min(1.0, len(tests) * float(min(p_opposite))),
-            reason="",
-        )
+    def entry(self, *, above: Array, below: Array, verdict: str, level: float, tests: int) -> dict[str, Any]:
+        """Return the entry of experiment.json for one metric.
 
-    def entry(
-        self, *, claims: int, p_holm: float, p_opposite_holm: float, holds: bool, contradicted: bool, exploratory: bool
-    ) -> dict[str, Any]:
-        """Return the entry of experiment.json."""
-        claim, difference, kind = self.claim, self.decisive.difference, self.claim["kind"]
-        is_paired, reference = bool(claim.get("paired")), self.decisive.reference
-        estimate = bound = unit = mde = None
-        counts = (len(self.row.values), len(reference.values))
-        if difference is not None:
-            estimate, unit, counts = float(difference.estimate), float(difference.unit), difference.counts
-            if difference.error > 0:
-                bound = _bound(kind, difference, contradicted)
-                smallest = significance_tests.smallest_margin if kind == "equivalent" else significance_tests.smallest_effect
-                mde = unit * smallest(counts, claims=claims, alpha=LEVEL, is_paired=is_paired)
-        verdict = "not testable" if self.reason else _verdict(kind, holds, contradicted)
-        reason = self.reason or _explanation(claim, verdict, p_holm, p_opposite_holm, mde)
+        Args:
+            above, below: [3], the adjusted p values.
+            tests: number of claims and metrics that share the level.
+        """
+        claim, kind, decisive = self.claim, self.claim["kind"], self.decisive
+        names = ("estimate", "interval", "bound", "unit", "mde", "power", "p", "p_holm", "p_direction_holm", "p_opposite_holm")
+        entry: dict[str, Any] = dict.fromkeys(names)
+        if not self.reason:
+            entry |= _p_entries(kind, self.above, self.below, above, below)
+        verdict = "not testable" if self.reason else verdict
+        if (difference := decisive.difference) is not None:
+            entry |= {"estimate": float(difference.estimate), "unit": float(difference.unit)}
+            if decisive.outcome == "means":
+                entry |= _mean_entries(claim, decisive, verdict, level / tests)
+        row, reference = decisive.row, decisive.reference
         return {
             "id": claim["id"],
-            "estimate": estimate,
-            "bound": bound,
-            "p": None if self.reason else self.p,
-            "p_holm": None if self.reason else p_holm,
-            "rho": self.decisive.rho,
-            "test": "tost" if kind == "equivalent" else "paired" if is_paired else "welch",
-            "n": min(counts),
-            "mde": mde,
+            "metric": claim["metric"],
+            **entry,
+            "rho": decisive.rho,
+            "test": {"shares": "fisher", "none": ""}.get(decisive.outcome)
+            or ("tost" if kind == "equivalent" else "paired" if claim.get("paired") else "larger variance"),
+            "n": min(len(row.values), len(reference.values)),
             "verdict": verdict,
-            "reason": reason,
-            "reference": self.decisive.name,
-            "counts": {"row": counts[0], "reference": counts[1]},
-            "learned": {"row": self.row.learned, "reference": reference.learned},
-            "unit": unit,
-            "paired": is_paired,
-            "p_opposite_holm": None if self.reason else p_opposite_holm,
-            "exploratory": exploratory,
-            "notes": [*self.row.notes, *(line for item in self.comparisons for line in item.reference.notes)],
+            "reason": self.reason or _explanation(claim, decisive, verdict, entry, level),
+            "reference": reference.row,
+            "counts": {"row": len(row.values), "reference": len(reference.values)},
+            "learned": {"row": row.learned, "reference": reference.learned},
+            "shares": {"row": learned_seeds.share_of(row), "reference": learned_seeds.share_of(reference)},
+            "outcome": decisive.outcome,
+            "floor": None if self.floor is None else {"name": self.floor[0].strip(","), "value": self.floor[1]},
+            "paired": bool(claim.get("paired")),
+            "seed_error": decisive.seed_error,
+            "item_error": None if decisive.item is None else decisive.item["item_error"],
+            "items": None if decisive.item is None else {**decisive.item, "seed_error": decisive.seed_error},
+            "notes": [*row.notes, *(line for item in self.comparisons for line in item.reference.notes)],
         }
 
 
-def _verdict(kind: str, holds: bool, contradicted: bool) -> str:
-    if holds:
-        return "equivalent" if kind == "equivalent" else "reproduced"
-    return "contradicted" if contradicted else "not shown"
-
-
-def _bound(kind: str, difference: Difference, contradicted: bool) -> float:
-    """Return the bound on the side that decides: the upper one of a "less", the lower one of a "greater", or the other one."""
-    half, estimate = float(difference.half_width(BOUND)), float(difference.estimate)
-    half = -half if contradicted else half
-    return {"less": estimate + half, "greater": estimate - half, "equivalent": abs(estimate) + half}[kind]
-
-
-def _too_few(metric: str, sides: Mapping[str, SeedValues]) -> str:
-    lines = [
-        f"{side.row} has {len(side.values)} seed{'s' * (len(side.values) != 1)} with {metric}"
-        for side in sides.values()
-        if len(side.values) < FEWEST_SEEDS
-    ]
-    return f"{'; '.join(lines)}; a verdict needs {FEWEST_SEEDS}" if lines else ""
-
-
-def _too_few_pairs(comparisons: Sequence[_Comparison]) -> str:
-    lines = [f"{item.shared} seeds are shared with {item.name}" for item in comparisons if item.shared < FEWEST_SEEDS]
-    return f"{'; '.join(lines)}; a paired verdict needs {FEWEST_SEEDS}" if lines else ""
-
-
-def _not_learned(sides: Mapping[str, SeedValues]) -> str:
-    lines = [
-        f"{side.learned} of {side.ended} seeds of {side.row} learned" for side in sides.values() if side.learned < side.ended - 1
-    ]
-    return f"{'; '.join(lines)}; a verdict allows one that did not" if lines else ""
-
-
-def _gate(
-    registration: Mapping[str, Any],
-    claim: Mapping[str, Any],
-    sides: Mapping[str, SeedValues],
-    cells: Sequence[Mapping[str, Any]],
-    floors: Sequence[Mapping[str, Any]],
-) -> str:
-    """Return why a claim is not testable against the control row or a floor; "" if it is testable."""
-    metric = claim["metric"]
+def _draft(registration: Json, claim: Json, cells: Sequence[Json], floors: Sequence[Json], items: Sequence[Json]) -> _Draft:
+    kind, metric, margin = claim["kind"], claim["metric"], float(claim.get("margin") or 0)
+    if kind == "equivalent" and not margin > 0:
+        raise BadInput(f"claims.{claim['id']}.margin {claim.get('margin')}: an equivalence needs one above 0; state it")
+    # Refuses a metric without a direction before any run, as this function also works without cells.
     sign = sign_of_better(metric, claim.get("better"))
-    control = seed_values(registration, cells, registration["control"], metric)
-    baseline = list(control.values.values())
-    # A claim about the control row is itself the comparison with it.
-    is_control = registration["control"] in sides
-    stands_in = not baseline and not is_control
-    limits = [floor for floor in floors if floor["metric"] == metric and (floor.get("gate") or stands_in)]
-    limits += _own_floor(registration, claim, cells) if stands_in and not limits else []
-    if not is_control and len(baseline) < 2 and not limits:
-        return f"the control row, {control.row}, lacks {metric} ({len(baseline)} seeds), and there is no floor; run it first"
-    for side in sides.values():
-        values = list(side.values.values())
-        gates = [
-            (
-                f"the floor {floor['name']} ({floor['value']:g})",
-                significance_tests.difference_from_constant(values, float(floor["value"])),
-            )
-            for floor in limits
-        ]
-        if len(baseline) > 1 and not is_control:
-            gates.append((f"the control row, {control.row},", significance_tests.welch_difference(values, baseline)))
-        for against, difference in gates:
-            if not _is_better(difference, sign):
-                return f"{side.row} is not better than {against} in {metric}: at this scale the claim cannot be tested"
-    return ""
+    names = claim_references(claim)
+    floor = learned_seeds.strictest_floor(registration, metric, sign, (claim["row"], *names), cells, floors)
+    limit = None if floor is None else floor[1] + sign * margin
+    row, *others = (seed_values(registration, cells, name, metric).against(limit, sign) for name in (claim["row"], *names))
+    by_reference = {item["reference"]: item for item in items if (item["row"], item["metric"]) == (claim["row"], metric)}
+    tests = [Comparison.of(claim, row, other, floor, by_reference.get(other.row)) for other in others]
+    reason = next((test.reason for test in tests if test.reason), "")
+    control = registration.get("control")
+    if not reason and floor is None and control and control not in (claim["row"], *names):
+        reason = (
+            f"the control row, {control}, lacks {metric} ({len(row_seeds(registration, control))} seeds), and there is no floor"
+        )
+        reason += "; run it first"
+    above, below = (np.stack([getattr(test, side) for test in tests]) for side in ("above", "below"))
+    hardest = np.argmax(np.maximum(above[:, 0], below[:, 2]) if kind == "equivalent" else above[:, 2])
+    for_all = {"above": above.max(0), "below": below.max(0)}
+    for_one = {side: np.minimum(1.0, len(tests) * family.min(0)) for side, family in (("above", above), ("below", below))}
+    if kind == "equivalent":
+        above = np.array([*for_all["above"][:2], for_one["above"][2]])
+        below = np.array([for_one["below"][0], *for_all["below"][1:]])
+    else:
+        above, below = for_all["above"], for_one["below"]
+    if reason:
+        above, below = np.ones((2, 3))
+    return _Draft(
+        **{"claim": claim, "comparisons": tests, "decisive": tests[int(hardest)], "floor": floor, "reason": reason},
+        above=above,
+        below=below,
+    )
 
 
-def _own_floor(
-    registration: Mapping[str, Any], claim: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """Return the baseline that is reported with the runs, as their held-out text's unigram loss; empty if there is none."""
-    stage, score = split_metric(claim["metric"])
-    name = find_seed_metric(score).reference or ("unigram_loss" if score.endswith("loss") else "")
-    values = seed_values(registration, cells, claim["row"], f"{stage}/{name}").values if name else {}
-    return [{"name": find_seed_metric(name).label, "value": float(np.mean(list(values.values())))}] if values else []
+def _p_entries(kind: str, above: Array, below: Array, above_holm: Array, below_holm: Array) -> dict[str, float | None]:
+    if kind == "equivalent":
+        p, p_holm = max(above[0], below[2]), max(above_holm[0], below_holm[2])
+        direction, opposite = None, min(above_holm[2], below_holm[0])
+    else:
+        p, p_holm, direction, opposite = above[2], above_holm[2], float(above_holm[1]), below_holm[1]
+    return {"p": float(p), "p_holm": float(p_holm), "p_direction_holm": direction, "p_opposite_holm": float(opposite)}
 
 
-def _is_better(difference: Difference, sign: int) -> bool:
-    if not difference.error > 0:
-        return bool(sign * difference.estimate > 0)
-    return bool((difference.p_above() if sign > 0 else difference.p_below()) <= GATE_LEVEL)
+def _mean_entries(claim: Json, test: Comparison, verdict: str, alpha: float) -> dict[str, Any]:
+    """Return interval, bound, detectable difference and power of a comparison of means."""
+    difference, kind, margin = test.difference, claim["kind"], float(claim.get("margin") or 0)
+    assert difference is not None
+    estimate, half = float(difference.estimate), float(difference.half_width(0.975))
+    low, high = estimate - half, estimate + half
+    entry: dict[str, Any] = {"interval": [low, high]}
+    entry["bound"] = (
+        max(abs(low), abs(high)) if kind == "equivalent" else high if (kind == "less") != (verdict == "contradicted") else low
+    )
+    if max(test.deviations) > 0:
+        design = Design(
+            counts=difference.counts,
+            deviations=test.deviations,
+            alpha=alpha,
+            is_paired=bool(claim.get("paired")),
+            least=float(claim.get("pilot_deviation") or 0),
+            item_error=0.0 if test.item is None else test.item["item_error"],
+            items=0 if test.item is None else test.item["items"],
+        )
+        power = significance_tests.power_of_equivalence if kind == "equivalent" else significance_tests.power_of_direction
+        entry["mde"] = significance_tests.smallest_effect(design, is_equivalence=kind == "equivalent")
+        entry["power"] = power(margin, design) if margin else None
+    return entry
 
 
-def _explanation(claim: Mapping[str, Any], verdict: str, p_holm: float, p_opposite_holm: float, mde: float | None) -> str:
+def _combined(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the entry of a claim from those of its metrics."""
+    first, names = parts[0], ("metric", "estimate", "interval", "p", "verdict")
+    entry = {key: value for key, value in first.items() if key != "metric"}
+    entry["metrics"] = [{name: part[name] for name in names} for part in parts]
+    if len(parts) == 1:
+        return entry
+    second = parts[1]
+    entry["notes"] = [*first["notes"], *(line for line in second["notes"] if line not in first["notes"])]
+    sides = {first["verdict"], second["verdict"]}
+    clashes = ({"reproduced", "contradicted"}, {"direction only", "contradicted"}, {"equivalent", "contradicted"})
+    if sides in (*clashes, {"reproduced", "equivalent"}):
+        reason = f"{first['verdict']} in {first['metric']}, {second['verdict']} in {second['metric']}"
+        return entry | {"verdict": "depends on the metric", "reason": reason}
+    return entry
+
+
+def _explanation(claim: Json, test: Comparison, verdict: str, entry: Json, level: float) -> str:
     """Return the numbers behind a verdict in a sentence."""
-    show, margin = find_seed_metric(claim["metric"], claim.get("better")).show, claim.get("margin") or 0.0
-    assert mde is not None
+    show, margin = find_seed_metric(claim["metric"], claim.get("better")).show, float(claim.get("margin") or 0)
+    p, opposite, limit = entry["p_holm"], entry["p_opposite_holm"], f"{100 * level:.2g}%"
+    if test.outcome == "shares":
+        counts = " and ".join(f"{side.learned} of {side.ended} seeds of {side.row}" for side in (test.row, test.reference))
+        decides = min(p, opposite) if verdict == "not shown" else opposite if verdict == "contradicted" else p
+        return f"{counts} learned, so the shares are compared and not the means: adjusted p {decides:.2g}, level {limit}"
     if verdict == "reproduced":
-        return f"adjusted p {p_holm:.2g} is at most {LEVEL:g}"
+        return f"a difference beyond {show(margin)} has an adjusted p of {p:.2g}, at most {limit}"
     if verdict == "contradicted":
-        opposite = f"a difference beyond {show(margin)}" if claim["kind"] == "equivalent" else "the opposite direction"
-        return f"{opposite} has an adjusted p of {p_opposite_holm:.2g}, at most {OPPOSITE_LEVEL:g}"
+        what = f"a difference beyond {show(margin)}" if claim["kind"] == "equivalent" else "the opposite direction"
+        return f"{what} has an adjusted p of {opposite:.2g}, at most {limit}"
+    if verdict == "equivalent":
+        return f"a difference of {show(margin)} or more is excluded at {limit} on both sides"
+    detectable = "" if entry["mde"] is None else f"; these seeds find {show(entry['mde'])} in 80% of the cases"
+    if verdict == "direction only":
+        beyond = f"a difference beyond {show(margin)} one of {p:.2g}"
+        return f"the direction has an adjusted p of {entry['p_direction_holm']:.2g}, {beyond}; the level is {limit}"
     if claim["kind"] == "equivalent":
-        if verdict == "equivalent":
-            return f"a difference beyond {show(margin)} is excluded with an adjusted p of {p_holm:.2g}, at most {LEVEL:g}"
-        return f"adjusted p {p_holm:.2g} is above {LEVEL:g}; this number of seeds can show a margin of {show(mde)} (80% power)"
-    text = f"adjusted p {p_holm:.2g} is above {LEVEL:g}; this number of seeds finds a difference of {show(mde)} (80% power)"
+        detectable = detectable.replace("find", "show a margin of")
+        return f"adjusted p {p:.2g} is above {limit}{detectable}"
+    text = f"the direction has an adjusted p of {entry['p_direction_holm']:.2g}, above {limit}{detectable}"
     return f"{text}; the smallest difference of interest is {show(margin)}" if margin else text

@@ -63,11 +63,8 @@ SST2_TEXT_SMOKE: Options = {"steps": 10, "log.validate_every": 5}
 COMMON = Stage(name="common", task="masked:all", after="pretrain", overrides={"files": "{valid}", "length": 128}, seconds=15.0)
 """Score of masked tokens of the held-out text, which are the same for all models of one tokenizer, and all hidden."""
 
-BAYES = "naive Bayes of words on the same files"
-SST2_FLOORS = (
-    ("majority class", "sst2_test/accuracy", 0.501, "share of the larger class of the test set"),
-    ("naive Bayes", "sst2_test/accuracy", 0.815, BAYES),
-)
+SST2_FLOORS = (("majority class", "sst2_test/accuracy", 0.501, "share of the larger class of the test set"),)
+SST2_BASELINES = (("naive Bayes", "sst2_test/accuracy", 0.815, "naive Bayes of words on the same files"),)
 
 
 # --- short forms ----------------------------------------------------------------------------------------------------------------

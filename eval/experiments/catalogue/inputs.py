@@ -104,4 +104,5 @@ def inputs() -> Experiment:
             "full_is_doc": "Not shown: the difference is small in the paper too.",
         },
         floors=common.SST2_FLOORS,
+        baselines=common.SST2_BASELINES,
     )

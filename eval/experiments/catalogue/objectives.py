@@ -1,9 +1,11 @@
 """T5's tables 4 to 7: what a sequence-to-sequence model is pretrained to predict."""
 
 import functools
+from collections.abc import Sequence
 
 from eval.experiments.catalogue._common import (
     FRESH,
+    SST2_BASELINES,
     SST2_FLOORS,
     SST2_TEXT,
     SST2_TEXT_TEST,
@@ -80,5 +82,10 @@ def objectives() -> Experiment:
             "iid_is_spans": "Not testable or not shown in nano.",
             "iid_is_mass": "Open.",
         },
-        floors=tuple((name, "sst2_test/exact", value, source) for name, _, value, source in SST2_FLOORS),
+        floors=_of_exact(SST2_FLOORS),
+        baselines=_of_exact(SST2_BASELINES),
     )
+
+
+def _of_exact(floors: Sequence[tuple[str, str, float, str]]) -> tuple[tuple[str, str, float, str], ...]:
+    return tuple((name, "sst2_test/exact", value, source) for name, _, value, source in floors)

@@ -89,6 +89,7 @@ def permutation() -> Experiment:
             "spans_are_no_spans": "Not shown: the interval is wider than a point.",
         },
         floors=common.SST2_FLOORS,
+        baselines=common.SST2_BASELINES,
     )
 
 

@@ -13,10 +13,11 @@ from train.run.progress_display import short_number
 LOOKS = {"reproduced": "good", "equivalent": "good", "contradicted": "bad", "not shown": "open"}
 """Verdict -> its class in the style sheet; that of others is none."""
 RULE = (
-    "A claim is judged by a rule that was fixed before the first run: it holds if its p value, adjusted for all claims of the "
-    "experiment (Holm), is at most 4%, and is contradicted if that of its opposite is at most 1%. Bounds are one-sided, at 95%, "
-    "of a claim alone, on the side that decides. Detectable is the smallest difference (of an equivalence: the smallest margin) "
-    "that this number of seeds finds in 80% of the cases. Rows that are no better than the control row are not compared."
+    "A claim is judged by a rule that was fixed before the first run. Statements that a difference is above a limit have a level "
+    "of 2.5% over all claims of the experiment (Holm), and so have statements that it is below one: a page with any false "
+    "verdict has a chance of at most 5%. If seeds did not learn, diverged or failed, the shares of seeds that learned are "
+    "compared and not the means. Bounds are the ends of two-sided 95% intervals, of a claim alone. Detectable is the smallest "
+    "difference (of an equivalence: the smallest margin) that this number of seeds finds in 80% of the cases."
 )
 
 FIT_RULE = (
@@ -52,7 +53,7 @@ def _title(result: Result) -> str:
 
 def _tiles(result: Result) -> list[tuple[str, str]]:
     registration, cells = result["registration"], result["cells"]
-    done = sum(cell["status"] in ("done", "did not learn") for cell in cells)
+    done = sum(cell["status"] == "done" for cell in cells)
     seeds = len(registration["seeds"])
     return [
         (str(result.get("tier") or "-"), "tier"),

@@ -171,7 +171,6 @@ def _parts(claim: Mapping[str, Any], show: Callable[..., str]) -> list[str]:
     return [
         f"error {show(parts['seed_error'])} over seeds",
         f"error {show(parts['item_error'])} over {parts['items']:,} items",
-        f"{parts['different']} of {parts['seeds']} seeds differ (McNemar)",
     ]
 
 

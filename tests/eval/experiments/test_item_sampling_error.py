@@ -1,13 +1,14 @@
-"""The errors of a claim over items and over seeds, from the outcomes in the folders of the runs."""
+"""The error of a difference over items, from the outcomes in the folders of the runs."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from eval.experiments.grid import build_grid
+from eval.experiments.grid import Grid, build_grid
 from eval.experiments.item_sampling_error import item_errors
-from tests.support.small_experiment import FILES, experiment
+from tests.support.small_experiment import FILES, experiment, with_claim
 from train.run.item_outcomes import Outcomes, write_outcomes
 from train.run.run_dir import RunDir
 from zoo.cli.commands.train import parse_options
@@ -15,21 +16,51 @@ from zoo.cli.commands.train import parse_options
 ITEMS = 400
 
 
-def test_errors_of_items_and_of_seeds(tmp_path: Path) -> None:
-    grid = build_grid(experiment(), "smoke", FILES, parse_options, seeds=(0, 1, 2))
-    rng, entry = np.random.default_rng(0), {"reference": "a"}
-    difficulty = rng.random(ITEMS)
-    for node in grid.nodes:
-        if node.task and node.row in ("a", "b"):
-            (tmp_path / node.run).mkdir(parents=True)
-            right = difficulty < (0.5 if node.row == "a" else 0.6)
-            outcomes = Outcomes.of(("test.tsv:1",) * ITEMS, right, right, None)
-            write_outcomes(RunDir(tmp_path / node.run), node.task, outcomes)
-    parts = item_errors(grid, entry, "score/accuracy", "b", tmp_path)
-    assert parts is not None and parts["items"] == ITEMS and parts["different"] == parts["seeds"] == 3
-    # All seeds have the same outcomes: the whole error is that of the items, sqrt(p (1 - p) / n) of the share that differs.
-    share = np.mean((difficulty >= 0.5) & (difficulty < 0.6))
-    assert parts["seed_error"] == 0 and parts["item_error"] == pytest.approx(np.sqrt(share * (1 - share) / ITEMS), rel=0.1)
-    assert item_errors(grid, entry, "score/perplexity", "b", tmp_path) is None
-    # The control has no outcomes.
-    assert item_errors(grid, {"reference": "none"}, "score/accuracy", "b", tmp_path) is None
+def grid_of(metric: str, **more: Any) -> Grid:
+    return build_grid(experiment(**with_claim(metric=metric, **more)), "smoke", FILES, parse_options, seeds=(0, 1, 2))
+
+
+def write_runs(grid: Grid, folder: Path, score: str, nats: float = 0.0) -> list[dict[str, Any]]:
+    """Write outcomes of a and b, and return their cells: an item is right if it is easy enough for the row."""
+    rng, cells = np.random.default_rng(0), []
+    difficulty, count = rng.random(ITEMS), rng.integers(1, 9, ITEMS)
+    for node in (node for node in grid.nodes if node.task and node.row in ("a", "b")):
+        (folder / node.run).mkdir(parents=True, exist_ok=True)
+        right = (difficulty < (0.5 if node.row == "a" else 0.6)).astype(np.float64)
+        loss = count * (difficulty + (0.1 if node.row == "a" else 0.0) * right)
+        outcomes = Outcomes.of(("test.tsv:1",) * ITEMS, right, loss, None if score == "accuracy" else count)
+        write_outcomes(RunDir(folder / node.run), node.task, outcomes)
+        value = right.mean() if score == "accuracy" else loss.sum() / count.sum()
+        cells.append({"run": node.run, "stage": node.stage, "scores": {score: float(value) + nats}})
+    return cells
+
+
+def test_the_error_over_items_of_an_accuracy(tmp_path: Path) -> None:
+    grid = grid_of("score/accuracy")
+    cells = write_runs(grid, tmp_path, "accuracy")
+    (error,) = item_errors(grid, cells, tmp_path)
+    # All seeds have the same outcomes: the error is sqrt(p (1 - p) / n) of the share of items that differs.
+    share = np.mean([0.5 <= value < 0.6 for value in np.random.default_rng(0).random(ITEMS)])
+    assert {**error, "item_error": pytest.approx(np.sqrt(share * (1 - share) / (ITEMS - 1)))} == {
+        **{"row": "b", "reference": "a", "metric": "score/accuracy", "items": ITEMS, "item_error": error["item_error"]}
+    }
+    # A seed without a score is left out; a run with a score and without its outcomes is not.
+    assert item_errors(grid, cells[1:], tmp_path) == [error]
+    RunDir(tmp_path / cells[0]["run"]).outcomes.unlink()
+    assert item_errors(grid, cells, tmp_path) == []
+    assert item_errors(grid_of("score/perplexity"), cells, tmp_path) == []
+
+
+def test_the_error_over_items_of_a_loss(tmp_path: Path) -> None:
+    """A loss is a ratio of sums: its error is that of a simulation over other items."""
+    grid = grid_of("pretrain/loss", second_metric="score/loss", second_margin=0.01)
+    cells = write_runs(grid, tmp_path, "loss")
+    (error,) = item_errors(grid, cells, tmp_path)
+    rng, draws = np.random.default_rng(0), []
+    difficulty, count = rng.random(ITEMS), rng.integers(1, 9, ITEMS)
+    for chosen in rng.integers(0, ITEMS, (2_000, ITEMS)):
+        of_a = (difficulty[chosen] < 0.5) * 0.1
+        draws.append((count[chosen] * of_a).sum() / count[chosen].sum())
+    assert error["item_error"] == pytest.approx(np.std(draws), rel=0.06)
+    # A score that is not the mean of these outcomes has no error from them.
+    assert item_errors(grid, write_runs(grid, tmp_path, "loss", nats=0.1), tmp_path) == []

@@ -11,12 +11,20 @@ import scipy.stats
 
 from eval.experiments.analysis import significance_tests
 from eval.experiments.analysis.significance_tests import (
+    Design,
     Difference,
     holm_adjusted,
+    larger_variance_difference,
     paired_difference,
+    planned_seeds,
+    power_of_direction,
+    power_of_equivalence,
     smallest_effect,
+    spent_levels,
+    step_down,
     welch_difference,
 )
+from zoo.errors import BadInput
 
 RNG = np.random.default_rng(24)
 ROW, REFERENCE = RNG.normal(0.4, 1, (9, 4)), RNG.normal(0, 3, (9, 6))
@@ -42,13 +50,8 @@ def test_welch_and_pairs_are_those_of_scipy() -> None:
     row, reference = ROW, REFERENCE[:, :4]
     expected = scipy.stats.ttest_rel(row, reference, axis=1, alternative="less")
     assert np.allclose(paired_difference(row, reference).p_below(), expected.pvalue, rtol=1e-9)
-    below, above = (scipy.stats.ttest_rel(row - at, reference, axis=1, alternative=side).pvalue for at, side in MARGINS)
-    assert np.allclose(paired_difference(row, reference).p_within(0.5), np.maximum(below, above), rtol=1e-9)
     half = scipy.stats.ttest_rel(row, reference, axis=1).confidence_interval(0.9)
     assert np.allclose(half.high - half.low, 2 * paired_difference(row, reference).half_width(0.95), rtol=1e-9)
-
-
-MARGINS = ((0.5, "less"), (-0.5, "greater"))
 
 
 @pytest.mark.planted(4)
@@ -78,43 +81,119 @@ def test_wrong_corrections_are_caught() -> None:
     assert [is_holm(adjust) for adjust in wrong] == [False] * 3
 
 
-def test_smallest_effects_are_those_of_the_printed_tables() -> None:
-    # Searched in steps of .1, upwards; 2.4 is one step too high.
-    table = {3: (2.4, 4.7, 6.6), 5: (1.4, 2.1, 2.5), 8: (1.0, 1.4, 1.6)}
+def test_a_claim_leaves_the_correction_only_by_its_strongest_statement() -> None:
+    release, weaker = np.array([0.001, 0.5, 0.9]), np.array([0.0001, 0.004, 0.9])
+    assert np.allclose(step_down(release, release), holm_adjusted(release))
+    # The first claim is released at 0.003, after which two claims share the level; the weaker statement releases none.
+    assert np.allclose(step_down(release, weaker), [0.0003, 0.008, 1.0])
+    assert np.allclose(step_down([0.5, 0.5, 0.9], weaker)[1], 0.012)
+
+
+def test_the_larger_variance_is_that_of_both_rows() -> None:
+    rows = RNG.normal(size=(7, 5)), RNG.normal(0, 4, (7, 8))
+    difference = larger_variance_difference(*rows, least=3.0)
+    deviation = np.maximum(np.maximum(rows[0].std(1, ddof=1), rows[1].std(1, ddof=1)), 3.0)
+    statistic = (rows[0].mean(1) - rows[1].mean(1) - 0.5) / (deviation * np.sqrt(1 / 5 + 1 / 8))
+    assert np.allclose(difference.p_above(0.5), scipy.stats.t.sf(statistic, 4), rtol=1e-12)
+    assert np.allclose(difference.p_below(0.5), scipy.stats.t.cdf(statistic, 4), rtol=1e-12)
+    least = paired_difference(rows[0], rows[0] - 1 + 1e-9 * rows[0], least=2.0)
+    assert np.allclose(least.error, 2 / np.sqrt(5))
+
+
+def is_power(power: Callable[..., float], design: Design, draws: int = 40_000) -> bool:
+    """Return whether a power is within three points of a simulation, for a direction and an equivalence."""
+    (first, second), sds = design.counts, design.deviations
+    if design.is_paired:
+        differences = RNG.normal(0, sds[0], (draws, first))
+        tested = paired_difference(differences, np.zeros_like(differences), design.least)
+    else:
+        rows = (RNG.normal(0, sd, (draws, n)) for sd, n in zip(sds, (first, second), strict=True))
+        tested = larger_variance_difference(*rows, least=design.least)
+    if design.items:
+        tested = dataclasses.replace(tested, estimate=tested.estimate + RNG.normal(0, design.item_error, draws))
+        tested = tested.with_items(design.item_error, design.items)
+    effect = smallest_effect(design)
+    shifted = dataclasses.replace(tested, estimate=tested.estimate + effect)
+    margin = smallest_effect(design, is_equivalence=True)
+    within = (tested.p_below(margin) <= design.alpha) & (tested.p_above(-margin) <= design.alpha)
+    shares = (shifted.p_above() <= design.alpha).mean(), within.mean()
+    stated = power(effect, design), power_of_equivalence(margin, design)
+    return stated[1] == pytest.approx(0.8) and bool(np.allclose(shares, stated, atol=0.01))
+
+
+DESIGNS = (
+    Design(counts=(5, 5), deviations=(3.0, 0.3)),
+    Design(counts=(5, 8), deviations=(0.01, 0.02), alpha=0.025 / 4, least=0.015),
+    Design(counts=(6, 6), deviations=(2.0, 0.0), is_paired=True),
+    Design(counts=(5, 5), deviations=(1.0, 1.0), item_error=0.7, items=500),
+)
+
+
+@pytest.mark.planted(2)
+def test_power_is_that_of_a_simulation() -> None:
+    assert [is_power(power_of_direction, design) for design in DESIGNS] == [True] * 4
+    # As if the deviation were known, and as for pairs.
+    of_normal = lambda effect, design: float(scipy.stats.norm.sf(1.96 - effect / design.limits()[1]))  # noqa: E731
+    as_pairs = lambda effect, design: power_of_direction(effect, dataclasses.replace(design, is_paired=True))  # noqa: E731
+    assert [is_power(power, DESIGNS[0]) for power in (of_normal, as_pairs)] == [False] * 2
+
+
+def test_detectable_effects_and_planned_seeds() -> None:
+    table = {5: (2.68, 3.96, 1.68, 2.48), 8: (1.79, 2.38, 1.16, 1.53), 10: (1.53, 1.98, 1.00, 1.28)}
     for n, printed in table.items():
-        effects = [smallest_effect((n, n), claims=claims, is_paired=True) for claims in (1, 4, 8)]
-        assert all(effect <= value < effect + 0.11 for effect, value in zip(effects, printed, strict=True))
-    # In steps of .05, simulated.
-    assert [smallest_effect((n, n)) for n in (3, 5, 8)] == pytest.approx([2.70, 1.80, 1.35], abs=0.05)
-    assert [smallest_effect((n, n), is_paired=True) * 2**0.5 for n in (3, 5, 8)] == pytest.approx([3.25, 1.95, 1.40], abs=0.05)
+        designs = (Design(counts=(n, n), alpha=0.025 / k, is_paired=pairs) for pairs in (False, True) for k in (1, 4))
+        assert [smallest_effect(design) for design in designs] == pytest.approx(printed, abs=0.006)
     one = [[significance_tests.mean_and_half_width(np.arange(n))[1] / np.arange(n).std(ddof=1) for n in (3, 5, 10)]]
     one += [[paired_difference(np.arange(n), np.zeros(n)).half_width() / np.arange(n).std(ddof=1) for n in (3, 5, 10)]]
     assert np.allclose(one, [[2.48, 1.24, 0.72], [1.69, 0.95, 0.58]], atol=0.006)
+    # The least number of seeds with the power.
+    seeds = planned_seeds((1.0, 0.5), 1.2, claims=2)
+    powers = [power_of_direction(1.2, Design(counts=(n, n), deviations=(1.0, 0.5), alpha=0.0125)) for n in (seeds - 1, seeds)]
+    assert powers[0] < 0.8 <= powers[1]
+    assert (planned_seeds(0.001, 1.0), planned_seeds(0.001, 1.0, is_paired=True)) == (5, 5)
+    for sd, margin, match in ((0.0, 1.0, "must be above 0"), (1.0, 1e-3, "1000 seeds do not find it")):
+        with pytest.raises(BadInput, match=match):
+            planned_seeds(sd, margin)
 
 
-@pytest.mark.parametrize("counts", [(3, 3), (3, 5)])
-def test_power_is_that_of_a_simulation(counts: tuple[int, int]) -> None:
-    draws = 40_000
-    rows = [RNG.normal(mean, 1, (draws, n)) for mean, n in zip((2.0, 0.0), counts, strict=True)]
-    for alpha in (0.05, 0.01):
-        share = (welch_difference(*rows).p_above() <= alpha).mean()
-        assert abs(share - significance_tests.test_power(2.0, counts, alpha=alpha, is_paired=False)) < 4 * 0.5 / draws**0.5
+def test_looks_spend_little_early_and_all_in_sum() -> None:
+    levels = spent_levels([5, 8])
+    # Lan and DeMets 1983: 2 - 2 Phi(z / sqrt(t)) at t = 0.625.
+    assert levels[0] == pytest.approx(2 * scipy.stats.norm.sf(scipy.stats.norm.isf(0.0125) / 0.625**0.5))
+    assert sum(levels) == pytest.approx(0.025) and spent_levels([5]) == pytest.approx([0.025])
 
 
-def test_a_margin_is_shown_with_the_promised_chance() -> None:
-    margin = significance_tests.smallest_margin((5, 5))
-    rows = RNG.normal(size=(2, 20_000, 5))
-    share = (welch_difference(*rows).p_within(margin) <= 0.05).mean()
-    assert 0.8 - 4 * 0.4 / 20_000**0.5 <= share < 0.85
+def test_shares_are_compared_exactly() -> None:
+    for row, reference in ((0, 5), (1, 5), (3, 3), (5, 2)):
+        table = [[row, 5 - row], [reference, 6 - reference]]
+        expected: Any = scipy.stats.fisher_exact(table, alternative="less")
+        assert significance_tests.fisher_fewer(row, 5, reference, 6) == pytest.approx(expected.pvalue, rel=1e-12)
+    for learned in (0, 2, 5):
+        interval = scipy.stats.binomtest(learned, 5).proportion_ci(method="exact")
+        assert significance_tests.share_interval(learned, 5) == pytest.approx((interval.low, interval.high))
 
 
-def test_tests_over_the_outcomes_of_items() -> None:
-    assert significance_tests.mcnemar([1] * 9 + [0], [0] * 9 + [1]) == pytest.approx(2 * (1 + 10) / 2**10)
-    assert significance_tests.mcnemar([1, 0], [1, 0]) == 1.0
-    seeds, items = RNG.normal(0, 0.1, (3, 1)), RNG.normal(0, 2, 900)
-    parts = significance_tests.error_parts(seeds + items, np.zeros((3, 900)))
-    assert parts.items == pytest.approx(items.std() / 30, rel=0.1)
-    assert parts.seeds == pytest.approx(seeds.std(ddof=1) / 3**0.5)
+def is_variance(estimate: Callable[..., float], draws: int = 300) -> bool:
+    """Return whether an estimate, with that over seeds, is the variance of a mean difference over other seeds and items."""
+    rng, seeds, items = np.random.default_rng(3), 5, 60
+    parts, differences, over_seeds = [], [], []
+    for _ in range(draws):
+        difficulty = rng.normal(0, 1, items)
+        sides = [rng.normal(0, 0.1, (seeds, 1)) + share * difficulty + rng.normal(0, 2, (seeds, items)) for share in (1.0, 0.2)]
+        parts.append(estimate(*sides))
+        differences.append(sides[0].mean() - sides[1].mean())
+        over_seeds.append(sum(side.mean(1).var(ddof=1) / seeds for side in sides))
+    return abs(np.mean(parts) + np.mean(over_seeds) - np.var(differences)) < 4 * np.var(differences) * np.sqrt(2 / draws) / 2
+
+
+@pytest.mark.planted(2)
+def test_the_variance_over_items_complements_that_over_seeds() -> None:
+    assert is_variance(significance_tests.item_variance)
+    # The single outcomes counted twice, and the items left out.
+    twice = lambda row, reference: (row.mean(0) - reference.mean(0)).var(ddof=1) / row.shape[1]  # noqa: E731
+    assert [is_variance(wrong) for wrong in (twice, lambda *_: 0.0)] == [False] * 2
+    same = RNG.normal(size=(1, 50))
+    assert significance_tests.item_variance(np.tile(same, (3, 1)), np.zeros((3, 50))) == pytest.approx(same.var(ddof=1) / 50)
 
 
 def test_the_correlation_of_two_values_is_not_defined() -> None:

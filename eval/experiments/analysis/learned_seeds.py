@@ -1,0 +1,61 @@
+"""The floor that a seed must beat to count as one that learned, and the comparison of the shares of seeds that did."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from eval.experiments.analysis import significance_tests
+from eval.experiments.analysis.seed_values import SeedValues, find_seed_metric, seed_values, split_metric
+
+Floor = tuple[str, float]
+"""Name and value of what a model reaches that learned nothing."""
+
+
+def strictest_floor(
+    registration: Mapping[str, Any],
+    metric: str,
+    sign: int,
+    rows: Sequence[str],
+    cells: Sequence[Mapping[str, Any]],
+    floors: Sequence[Mapping[str, Any]],
+) -> Floor | None:
+    """Return the best of the values that take no learning: of the control row, the floors, and the reported baseline.
+
+    The reported baseline is a score of the same evaluation, such as the unigram loss. A floor with `"gate": False`, for example a
+    strong classical method, is only printed. The control row is no floor for a claim about itself.
+
+    Args:
+        sign: 1 if higher values are better, -1 if lower ones are.
+        rows: those of the claim.
+    """
+    stage, score = split_metric(metric)
+    candidates: list[Floor] = []
+    if (control := registration.get("control")) and control not in rows:
+        values = seed_values(registration, cells, control, metric).values
+        candidates += [(f"the control row, {control},", sum(values.values()) / len(values))] if values else []
+    candidates += [
+        (f"the floor {floor['name']}", float(floor["value"]))
+        for floor in floors
+        if floor["metric"] == metric and floor.get("gate", True)
+    ]
+    baseline = find_seed_metric(score).reference or ("unigram_loss" if score.endswith("loss") else "")
+    if baseline:
+        reported = [
+            value for row in rows for value in seed_values(registration, cells, row, f"{stage}/{baseline}").values.values()
+        ]
+        candidates += [(f"the {find_seed_metric(baseline).label}", sum(reported) / len(reported))] if reported else []
+    return max(candidates, key=lambda floor: sign * floor[1]) if candidates else None
+
+
+def share_of(seeds: SeedValues) -> dict[str, Any]:
+    """Return how many of the seeds of a row that ended learned, and the 95% interval of that share by Clopper and Pearson."""
+    low, high = significance_tests.share_interval(seeds.learned, seeds.ended) if seeds.ended else (0.0, 1.0)
+    return {"learned": seeds.learned, "seeds": seeds.ended, "low": low, "high": high}
+
+
+def share_p_values(row: SeedValues, reference: SeedValues) -> tuple[float, float]:
+    """Return the p values of "the row learns more often than the reference" and of "more rarely" (Fisher's exact test)."""
+    of_row, of_reference = (row.learned, row.ended), (reference.learned, reference.ended)
+    return (
+        significance_tests.fisher_fewer(*of_reference, *of_row),
+        significance_tests.fisher_fewer(*of_row, *of_reference),
+    )
