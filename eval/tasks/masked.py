@@ -14,6 +14,7 @@ other. The masked tokens depend on the text and the length alone, so that models
 Metrics:
 - loss: nats per masked token; perplexity: e to the loss;
 - accuracy: share of masked tokens for which the right entry is the most likely one;
+- unigram_loss: loss of predicting by the frequencies of the tokens in these files;
 - predictions: how many there are.
 Examples are documents. Details: length, and with `all` also hidden.
 """
@@ -94,7 +95,9 @@ def score_masked(subject: Loaded, documents: Documents, settings: Settings, prog
         dtype=settings.dtype,
         progress=progress,
     )
-    metrics = prediction_scorer(to_score, unseen, on_sums=sums.append)(subject.params).record()
+    # The training text is not known here. The frequencies of the scored text itself are the best that frequencies can be.
+    counts = np.bincount(tokens.ids, minlength=model.config.vocab)
+    metrics = prediction_scorer(to_score, counts, on_sums=sums.append)(subject.params).record()
     details = {"length": length} | ({"hidden": ALL} if hides_all else {})
     nats, hits, _, predictions, *_ = np.concatenate(sums, axis=-1)[:, : len(rows)]
     outcomes = Outcomes.of((f"row {number}" for number in range(len(rows))), hits, nats, predictions)
@@ -127,8 +130,8 @@ def _predicted_last(build: Build) -> Build:
 TASK = Task(
     read=read_masked,
     score=score_masked,
-    metrics=("loss", "perplexity", "accuracy", "predictions"),
-    per_token=("loss", "perplexity", "accuracy"),
+    metrics=("loss", "perplexity", "accuracy", "unigram_loss", "predictions"),
+    per_token=("loss", "perplexity", "accuracy", "unigram_loss"),
     options=("field", "limit", "length"),
     argument="optional",
 )
