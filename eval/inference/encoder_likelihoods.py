@@ -13,10 +13,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float64, Integer
+from jaxtyping import Bool, Float64, Integer
 
 from eval.inference.batch_loop import Progress, no_progress
 from eval.inference.encoder_runner import Encoder, EncoderRow
+from eval.inference.likelihood import Likelihood, TooLong
 from train.engine.losses import token_losses
 from zoo.batch import Batch
 from zoo.errors import BadInput
@@ -49,17 +50,109 @@ def pseudo_nats(
     Raises:
         BadInput: a model without a head for masked words, or a result that is not finite.
     """
+    begins = [0] * len(texts)
+    results = pseudo_likelihoods(encoder, texts, begins, length=length, name=name, progress=progress)
+    return np.array([result.nats for result in results])
+
+
+def pseudo_likelihoods(
+    encoder: Encoder,
+    texts: Texts,
+    begins: Sequence[int],
+    *,
+    within_word: bool = False,
+    length: int = 0,
+    name: Callable[[int], str] = "text {}".format,
+    progress: Progress = no_progress,
+) -> list[Likelihood]:
+    """Return the pseudo-likelihood of the tokens of each text from `begins` on; those before are never masked.
+
+    Args:
+        begins: number of tokens of each text that are only read.
+        within_word: with a token also the later ones of its word are masked (Kauf and Ivanova 2023); words begin where the
+            tokenizer says so, and at the beginning of a text.
+        length, name, progress: see `pseudo_nats`.
+
+    Raises:
+        BadInput: see `pseudo_nats`.
+    """
     encoder.check_masked()
-    keys = [text.tobytes() for text in texts]
+    keys = [(text.tobytes(), begin) for text, begin in zip(texts, begins, strict=True)]
     first = {key: number for number, key in reversed([*enumerate(keys)])}
     unique = sorted(first.values())
     room = (length or encoder.room) - len(encoder.with_special_tokens(texts[0][:0], ""))
-    rows = (row for number in unique for row in _masked_rows(encoder, texts[number], room, number, name(number)))
-    count, nats = sum(len(texts[number]) for number in unique), np.zeros(len(texts))
-    for done, (row, (nll,)) in enumerate(encoder.run(rows, _target_nll), 1):
+    starts = encoder.loaded.tokenizer.word_starts() if within_word else None
+    rows = (
+        row
+        for number in unique
+        for row in _masked_rows(encoder, texts[number], begins[number], starts, room, number, name(number))
+    )
+    count = sum(len(texts[number]) - begins[number] for number in unique)
+    nats, hits = np.zeros((2, len(texts)))
+    for done, (row, (nll, hit)) in enumerate(encoder.run(rows, _target_nll), 1):
         nats[row.number] += float(nll)
+        hits[row.number] += float(hit)
         progress(done, count)
-    return nats[[first[key] for key in keys]]
+    return [_likelihood(nats[first[key]], hits[first[key]], len(text) - key[1]) for text, key in zip(texts, keys, strict=True)]
+
+
+def ordered_likelihoods(
+    encoder: Encoder,
+    texts: Texts,
+    begins: Sequence[int],
+    *,
+    orders: int,
+    too_long: TooLong = "refuse",
+    name: Callable[[int], str] = "text {}".format,
+    progress: Progress = no_progress,
+) -> list[Likelihood]:
+    """Return the likelihood of the tokens of each text from `begins` on, after those before, which all see each other.
+
+    Args:
+        begins: number of tokens of each text that are only read.
+        orders: number of random orders, over which log-likelihoods are averaged; 0 = one order, from left to right.
+        too_long: handling of a text longer than a row: an error, or its beginning is cut.
+        name, progress: see `pseudo_nats`.
+
+    Raises:
+        BadInput: a model without a query stream, a text that is too long, or a result that is not finite.
+    """
+    check_orders(encoder)
+    rows: list[EncoderRow] = []
+    keys, cuts = [], []
+    seen: dict[tuple[bytes, int], int] = {}
+    for number, (text, begin) in enumerate(zip(texts, begins, strict=True)):
+        over = max(0, len(text) - encoder.room)
+        if over and (too_long == "refuse" or over > begin):
+            part = "" if over <= begin else " to be scored"
+            size = len(text) - (begin if part else 0)
+            raise BadInput(f"{name(number)}: {size} tokens{part}, but a row has {encoder.room}; shorten the text")
+        keys.append((text[over:].tobytes(), begin - over))
+        cuts.append(over)
+        if seen.setdefault(keys[-1], number) == number:
+            rows += _continued_rows(text[over:], begin - over, orders, number, name(number))
+    nats, hits = np.zeros((2, len(texts)))
+    for done, (row, (row_nll, row_hits)) in enumerate(encoder.run(rows, _token_nll), 1):
+        scored = slice(row.at, len(row.tokens))
+        nats[row.number] += row_nll[scored].astype(np.float64).sum() / max(orders, 1)
+        hits[row.number] += row_hits[scored].sum() / max(orders, 1)
+        progress(done, len(rows))
+    return [
+        _likelihood(nats[seen[key]], hits[seen[key]], len(text) - begin, cut)
+        for key, text, begin, cut in zip(keys, texts, begins, cuts, strict=True)
+    ]
+
+
+def check_orders(encoder: Encoder) -> None:
+    """Refuse a model without a query stream.
+
+    Raises:
+        BadInput: it predicts no tokens, or not in any order.
+    """
+    model = encoder.loaded.model
+    if "permutation" not in model.definition.objectives:
+        raise BadInput(f"{encoder.loaded.where}: a {model.family} does not predict tokens in any order; choose an XLNet")
+    encoder.check_masked()
 
 
 def permuted_nats(
@@ -84,27 +177,50 @@ def permuted_nats(
     Raises:
         BadInput: a model without a query stream, or a result that is not finite.
     """
-    model, room, nats = encoder.loaded.model, length or encoder.room, np.zeros((len(texts), orders))
-    if "permutation" not in model.definition.objectives:
-        raise BadInput(f"{encoder.loaded.where}: a {model.family} does not predict tokens in any order; choose an XLNet")
-    encoder.check_masked()
+    room, nats = length or encoder.room, np.zeros((len(texts), orders))
+    check_orders(encoder)
     count = orders * sum(-(-len(text) // room) for text in texts)
     rows = (row for number, text in enumerate(texts) for row in _ordered_rows(text, room, orders, number, name(number)))
-    for done, (row, (row_nll,)) in enumerate(encoder.run(rows, _token_nll), 1):
+    for done, (row, (row_nll, _)) in enumerate(encoder.run(rows, _token_nll), 1):
         nats[row.number, row.at] += row_nll[: len(row.tokens)].astype(np.float64).sum()
         progress(done, count)
     return nats
 
 
-def _masked_rows(encoder: Encoder, ids: Integer[np.ndarray, " n"], room: int, number: int, where: str) -> Iterator[EncoderRow]:
-    """Yield a row for each token, in which it is masked."""
-    size = min(len(ids), room)
-    for place in range(len(ids)):
+def _masked_rows(
+    encoder: Encoder,
+    ids: Integer[np.ndarray, " n"],
+    begin: int,
+    starts: Bool[np.ndarray, " V"] | None,
+    room: int,
+    number: int,
+    where: str,
+) -> Iterator[EncoderRow]:
+    """Yield a row for each token from `begin` on, in which it is masked; with `starts` also the later tokens of its word."""
+    size, before, mask = min(len(ids), room), encoder.special_tokens.before, encoder.special_tokens.mask
+    for place in range(begin, len(ids)):
         start = min(max(0, place - size // 2), len(ids) - size)
         tokens = encoder.with_special_tokens(ids[start : start + size], where)
-        at = place - start + encoder.special_tokens.before
-        tokens[at] = encoder.special_tokens.mask
+        at, end = place - start + before, place + 1
+        while starts is not None and end < start + size and not starts[ids[end]]:
+            end += 1
+        tokens[at : end - start + before] = mask
         yield EncoderRow(number, where, tokens, at, int(ids[place]))
+
+
+def _continued_rows(ids: Integer[np.ndarray, " n"], begin: int, orders: int, number: int, where: str) -> Iterator[EncoderRow]:
+    """Yield a row for each order of the tokens from `begin` on, or for the one from left to right; `at` is `begin`."""
+    size = len(ids) - begin
+    for order_number in range(max(orders, 1)):
+        order = np.arange(size) if not orders else np.random.default_rng([begin, size, order_number]).permutation(size)
+        # Tokens of rank -1 are visible to all, and see each other.
+        ranks = np.concatenate([np.full(begin, -1), order]).astype(np.int32)
+        yield EncoderRow(number, where, ids.astype(np.int32), at=begin, order=ranks)
+
+
+def _likelihood(nats: float, hits: float, tokens: int, cut: int = 0) -> Likelihood:
+    """Return a likelihood; it is the greedy one if every token was the likeliest in every order."""
+    return Likelihood(float(nats), tokens, bool(round(hits, 6) == tokens), cut)
 
 
 def _ordered_rows(ids: Integer[np.ndarray, " n"], room: int, orders: int, number: int, where: str) -> Iterator[EncoderRow]:
@@ -116,17 +232,19 @@ def _ordered_rows(ids: Integer[np.ndarray, " n"], room: int, orders: int, number
             yield EncoderRow(number, where, tokens, at=order_number, order=order)
 
 
-def _target_nll(model: Model, params: Any, batch: Batch) -> tuple[jax.Array]:
-    """Return -log p of the targets, [B]."""
+def _target_nll(model: Model, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Return -log p of the targets, and whether each is the likeliest token, [B]."""
     assert batch.targets is not None
-    return (_nll(model, params, batch, batch.targets)[:, 0],)
+    nll, hits = _nll(model, params, batch, batch.targets)
+    return nll[:, 0], hits[:, 0]
 
 
-def _token_nll(model: Model, params: Any, batch: Batch) -> tuple[jax.Array]:
-    """Return -log p of every token, [B, T]; a finite value for padding."""
-    return (_nll(model, params, batch, batch.tokens),)
+def _token_nll(model: Model, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Return -log p of every token, finite for padding too, and whether each is the likeliest, [B, T]."""
+    return _nll(model, params, batch, batch.tokens)
 
 
-def _nll(model: Model, params: Any, batch: Batch, targets: Any) -> jax.Array:
+def _nll(model: Model, params: Any, batch: Batch, targets: Any) -> tuple[jax.Array, jax.Array]:
     hidden = task_heads.predicting_states(model.apply(params, batch), batch)
-    return token_losses(lambda states: model.unembed(params, states), hidden, targets, vocabulary=model.config.vocab)
+    logits = model.unembed(params, hidden)
+    return token_losses(lambda _: logits, hidden, targets, vocabulary=model.config.vocab), logits.argmax(-1) == targets

@@ -51,6 +51,7 @@ def likelihoods(
     *,
     batch: int,
     dtype: Any,
+    sources: Sequence[Ids] | None = None,
     too_long: TooLong = "refuse",
     name: Callable[[int], str] = "pair {}".format,
     progress: Progress = no_progress,
@@ -63,8 +64,10 @@ def likelihoods(
     Args:
         batch: rows of the longest shape computed at a time; batches of shorter rows have as many tokens.
         dtype: dtype of the arithmetic; log-probabilities are float32 and are summed in float64.
+        sources: what the encoder of an encoder-decoder reads, one for each pair; the pair is what its decoder reads. None for a
+            decoder alone.
         too_long: handling of pairs with more than `positions(model)` + 1 tokens. "cut" is what lm-evaluation-harness does;
-            `Likelihood.cut` has the number of tokens that were cut.
+            `Likelihood.cut` has the number of tokens that were cut. With sources it is the source that is cut.
         name: returns the name of a pair in messages, from its number.
         progress: called with (pairs done, total pairs).
 
@@ -73,23 +76,28 @@ def likelihoods(
         ValueError: an empty context (begin it with end-of-text) or an empty continuation.
     """
     model, mesh = subject.model, subject.mesh
-    if "causal" not in model.definition.objectives:
+    if "causal" not in model.definition.objectives and not (model.is_encoder_decoder and sources is not None):
         raise BadInput(
             f"{model.family} predicts no text from left to right, so it has no likelihood of a continuation; choose GPT"
         )
     require(batch >= 1, "batch", batch, "choose 1 or more rows")
     limit = positions(model)
-    rows: dict[tuple[bytes, bytes], _Row] = {}
+    rows: dict[tuple[bytes, ...], _Row] = {}
     for number, (context, continuation) in enumerate(pairs):
-        row = _row(np.asarray(context, np.int32), np.asarray(continuation, np.int32), limit, too_long, name, number)
-        rows.setdefault((row.context.tobytes(), row.continuation.tobytes()), row).numbers.append((number, row.cut))
+        ids = np.asarray(context, np.int32), np.asarray(continuation, np.int32)
+        row = _row(*ids, limit, "refuse" if sources else too_long, name, number)
+        if sources is not None:
+            row = _with_source(row, np.asarray(sources[number], np.int32), limit, too_long, name(number))
+        rows.setdefault((row.context.tobytes(), row.continuation.tobytes(), row.source.tobytes()), row).numbers.append(
+            (number, row.cut)
+        )
     results: dict[int, Likelihood] = {}
     count = sum(len(row.numbers) for row in rows.values())
     compiled = _compiled(model, mesh)
     with jax.set_mesh(mesh):
         cast_params = cast_to(np.dtype(dtype))(subject.params)
-        for length, targets, group in _batches(list(rows.values()), mesh, batch, limit):
-            arrays = _arrays(group, length, targets)
+        for length, targets, source, group in _batches(list(rows.values()), mesh, batch, limit):
+            arrays = _arrays(group, length, targets, source)
             local = device_mesh.local_rows(mesh, len(group))
             local_batch = jax.tree.map(lambda array, local=local: array[local], arrays)
             nats, hits = jax.device_get(compiled(cast_params, device_mesh.shard_batch(local_batch, mesh, len(group))))
@@ -142,6 +150,8 @@ class _Row(NamedTuple):
     continuation: np.ndarray
     cut: int
     numbers: list[tuple[int, int]]
+    source: np.ndarray = np.zeros(0, np.int32)
+    """Ids that an encoder reads; empty for a decoder alone."""
 
 
 def _row(
@@ -161,21 +171,32 @@ def _row(
     return _Row(context[over:], continuation, over, [])
 
 
-def _batches(rows: list[_Row], mesh: Mesh, batch: int, limit: int | None) -> Iterator[tuple[int, int, list[_Row]]]:
-    """Yield (positions, targets, rows), one shape after the other; the last batch of a shape is padded with one of its rows."""
-    shapes: dict[tuple[int, int], list[_Row]] = {}
+def _with_source(row: _Row, source: np.ndarray, limit: int | None, too_long: TooLong, where: str) -> _Row:
+    over = 0 if limit is None else max(0, len(source) - limit)
+    if over and too_long == "refuse":
+        raise BadInput(f"{where}: a source of {len(source)} tokens, but the model has {limit} positions; shorten the text")
+    return row._replace(source=source[over:], cut=over)
+
+
+def _batches(rows: list[_Row], mesh: Mesh, batch: int, limit: int | None) -> Iterator[tuple[int, int, int, list[_Row]]]:
+    """Yield (positions, targets, positions of the source, rows), one shape after the other.
+
+    The last batch of a shape is padded with one of its rows. Without a source its positions are 0.
+    """
+    shapes: dict[tuple[int, int, int], list[_Row]] = {}
     for row in rows:
         length = row_length(len(row.context) + len(row.continuation) - 1, limit)
-        shapes.setdefault((length, _targets(len(row.continuation), length)), []).append(row)
-    longest = limit or max((length for length, _ in shapes), default=1)
-    for (length, targets), group in sorted(shapes.items()):
+        source = row_length(len(row.source), limit) if len(row.source) else 0
+        shapes.setdefault((length, _targets(len(row.continuation), length), source), []).append(row)
+    longest = limit or max((length + source for length, _, source in shapes), default=1)
+    for (length, targets, source), group in sorted(shapes.items()):
         # A small group is rounded up to a power of two, so that calls with slightly different numbers of pairs share a program.
         rounded = 1 << (len(group) - 1).bit_length()
-        size = device_mesh.round_up_rows(mesh, min(rounded, max(batch, batch * longest // length)))
+        size = device_mesh.round_up_rows(mesh, min(rounded, max(batch, batch * longest // (length + source))))
         for first in range(0, len(group), size):
             chunk = group[first : first + size]
             # A padding row has no numbers: its result is not used.
-            yield length, targets, chunk + [chunk[0]._replace(numbers=[])] * (size - len(chunk))
+            yield length, targets, source, chunk + [chunk[0]._replace(numbers=[])] * (size - len(chunk))
 
 
 def _targets(tokens: int, length: int) -> int:
@@ -186,8 +207,11 @@ def _targets(tokens: int, length: int) -> int:
     return min(size, length)
 
 
-def _arrays(rows: list[_Row], length: int, targets: int) -> Batch:
-    """Return rows padded on the right, where no token before sees the padding: neither segments nor a mask are needed."""
+def _arrays(rows: list[_Row], length: int, targets: int, source: int) -> Batch:
+    """Return rows padded on the right, where no token before sees the padding: neither segments nor a mask are needed.
+
+    Except between a decoder and its source, whose padding is of segment 0.
+    """
     tokens = np.zeros((len(rows), length), np.int32)
     target_ids, predict_at = np.zeros((2, len(rows), targets), np.int32)
     for i, row in enumerate(rows):
@@ -196,7 +220,14 @@ def _arrays(rows: list[_Row], length: int, targets: int) -> Batch:
         tokens[i, : len(ids) - 1] = ids[:-1]
         target_ids[i, :size] = row.continuation
         predict_at[i, :size] = np.arange(len(ids) - 1 - size, len(ids) - 1)
-    return Batch(tokens=tokens, targets=target_ids, predict_at=predict_at)
+    batch = Batch(tokens=tokens, targets=target_ids, predict_at=predict_at)
+    if not source:
+        return batch
+    source_tokens, source_segments = np.zeros((2, len(rows), source), np.int32)
+    for i, row in enumerate(rows):
+        source_tokens[i, : len(row.source)], source_segments[i, : len(row.source)] = row.source, 1
+    encoder = Batch(tokens=source_tokens, segments=source_segments)
+    return dataclasses.replace(batch, segments=np.ones_like(tokens), source=encoder)
 
 
 @functools.lru_cache(maxsize=4)
