@@ -8,8 +8,9 @@ name where it is absent) and `linguistics_term`, the phenomenon the paradigm bel
 
 A sentence is the beginning of a document: its log-probability is that of all its tokens after end-of-text. No space goes before
 its first word (the task in lm-evaluation-harness adds one, its `target_delimiter`) and no end-of-text after its last. For an
-encoder it is the pseudo-log-likelihood of the sentence with its special tokens (Salazar et al. 2020, section 4.1;
-`eval.inference.encoder_likelihoods`).
+encoder, XLNet included, it is the pseudo-log-likelihood of the sentence with its special tokens (Salazar et al. 2020, section
+4.1), for an encoder-decoder that of the target after an empty source. --likelihood chooses another of the methods in
+`eval.inference.text_likelihoods`.
 
 Metrics:
 - accuracy: a pair counts 1 if the good sentence is more likely, 1/2 if both are equally likely, so that a model that cannot
@@ -17,8 +18,8 @@ Metrics:
 - accuracy_stderr: its standard error; pairs are a sample of their paradigm, the paradigms are fixed;
 - phenomenon_accuracy: the mean over phenomena of the mean over their paradigms;
 - ties: pairs whose sentences are equally likely.
-Details: accuracy, standard error and number of pairs of each paradigm and each phenomenon. Outcomes: whether each pair is right,
-and -log p of its good sentence.
+Details: accuracy, standard error and number of pairs of each paradigm and each phenomenon, and the method of the likelihoods.
+Outcomes: whether each pair is right, and -log p of its good sentence.
 """
 
 import collections
@@ -31,9 +32,7 @@ import numpy as np
 
 from eval import task_data_files
 from eval.inference.batch_loop import Progress
-from eval.inference.encoder_likelihoods import pseudo_nats
-from eval.inference.encoder_runner import Encoder
-from eval.inference.likelihood import encode, likelihoods
+from eval.inference.text_likelihoods import find_method, method_items, text_likelihoods
 from eval.metrics.standard_error import mean_and_error
 from eval.tasks.task import Result, Settings, Task
 from train.run.item_outcomes import Outcomes
@@ -74,24 +73,31 @@ def score_pairs(subject: Loaded, pairs: Sequence[Pair], settings: Settings, prog
 
     Raises:
         BadInput: a sentence longer than the model's positions, by file and line (an encoder's sentence may have any
-            length); see also `likelihoods` and `pseudo_nats`.
+            length); see also `find_method` and `text_likelihoods`.
     """
-    sentences = [sentence for pair in pairs for sentence in (pair.good, pair.bad)]
-    options: dict[str, Any] = {"name": lambda number: pairs[number // 2].where, "progress": progress}
-    # A decoder may have an encoder's tokenizer, as Ettin's.
-    if "causal" in subject.model.definition.objectives or not subject.tokenizer.special_tokens:
-        texts = encode(subject.tokenizer, [("", sentence) for sentence in sentences])
-        results = likelihoods(subject, texts, batch=settings.batch, dtype=settings.dtype, **options)
-        nats = [result.nats for result in results]
-    else:
-        encoder = Encoder.of(subject, batch=settings.batch, dtype=settings.dtype)
-        nats = pseudo_nats(encoder, list(subject.tokenizer.encode_many(sentences)), **options).tolist()
+    method = find_method(subject, settings.likelihood)
+    if settings.likelihood == "auto" and method == "left_to_right":
+        method = find_method(subject, "pseudo")
+    results = text_likelihoods(
+        subject,
+        [("", sentence) for pair in pairs for sentence in (pair.good, pair.bad)],
+        method=method,
+        orders=settings.orders,
+        batch=settings.batch,
+        dtype=settings.dtype,
+        name=lambda number: pairs[number // 2].where,
+        progress=progress,
+    )
+    nats = [result.nats for result in results]
     outcomes: dict[tuple[str, str], list[float]] = {}
     right = [0.5 if good == bad else float(good < bad) for good, bad in zip(nats[::2], nats[1::2], strict=True)]
     for pair, outcome in zip(pairs, right, strict=True):
         outcomes.setdefault((pair.phenomenon, pair.paradigm), []).append(outcome)
     by_pair = Outcomes.of((pair.where for pair in pairs), np.array(right), np.array(nats[::2]))
-    return dataclasses.replace(blimp_summary(outcomes), outcomes=by_pair)
+    result = blimp_summary(outcomes)
+    return dataclasses.replace(
+        result, details={**result.details, "likelihood": method}, items=method_items(method, settings.orders), outcomes=by_pair
+    )
 
 
 def blimp_summary(outcomes: Mapping[tuple[str, str], Sequence[float]]) -> Result:
@@ -122,5 +128,8 @@ def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 TASK = Task(
-    read=read_pairs, score=score_pairs, metrics=("accuracy", "accuracy_stderr", "phenomenon_accuracy", "ties"), options=("limit",)
+    read=read_pairs,
+    score=score_pairs,
+    metrics=("accuracy", "accuracy_stderr", "phenomenon_accuracy", "ties"),
+    options=("limit", "likelihood", "orders"),
 )

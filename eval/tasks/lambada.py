@@ -7,14 +7,14 @@ lm-evaluation-harness does.
 Format: .jsonl, one object per line with the passage in `text` (or the chosen field); or .txt, one passage per line. The last
 word is what follows the last white space, punctuation included.
 
-The word is scored with the white space before it, after the tokens of the rest of the passage. A passage longer than the model's
-positions is cut at its beginning.
+The word is scored with the white space before it, after the tokens of the rest of the passage, by the methods in
+`eval.inference.text_likelihoods`. A passage longer than the model's positions is cut at its beginning.
 
 Metrics:
 - accuracy: share of words whose tokens are all the most likely ones; accuracy_stderr: its standard error;
 - perplexity: e to the mean, over words, of -log p(word | passage);
 - cut: number of passages that were cut.
-Details: total tokens of the last words.
+Details: total tokens of the last words, and the method.
 """
 
 import math
@@ -25,7 +25,7 @@ import numpy as np
 
 from eval import task_data_files
 from eval.inference.batch_loop import Progress
-from eval.inference.likelihood import encode, likelihoods
+from eval.inference.text_likelihoods import find_method, method_items, text_likelihoods
 from eval.metrics.standard_error import with_error
 from eval.tasks.task import Result, Settings, Task, first
 from train.run.item_outcomes import Outcomes
@@ -63,11 +63,14 @@ def score_passages(subject: Loaded, passages: Sequence[Passage], settings: Setti
     """Score the last word of each passage.
 
     Raises:
-        BadInput: a last word longer than the model's positions, by file and line; see also `likelihoods`.
+        BadInput: a last word longer than the model's positions, by file and line; see also `find_method` and `text_likelihoods`.
     """
-    results = likelihoods(
+    method = find_method(subject, settings.likelihood)
+    results = text_likelihoods(
         subject,
-        encode(subject.tokenizer, [(passage.context, passage.word) for passage in passages]),
+        [(passage.context, passage.word) for passage in passages],
+        method=method,
+        orders=settings.orders,
         batch=settings.batch,
         dtype=settings.dtype,
         too_long="cut",
@@ -78,12 +81,13 @@ def score_passages(subject: Loaded, passages: Sequence[Passage], settings: Setti
     metrics = with_error("accuracy", right.astype(np.float64).tolist())
     metrics |= {"perplexity": math.exp(min(sum(nats) / len(nats), 700.0)), "cut": sum(result.cut > 0 for result in results)}
     outcomes = Outcomes.of((passage.where for passage in passages), right, np.array(nats))
-    return Result(metrics, len(results), {"tokens": sum(result.tokens for result in results)}, outcomes=outcomes)
+    details = {"tokens": sum(result.tokens for result in results), "likelihood": method}
+    return Result(metrics, len(results), details, items=method_items(method, settings.orders), outcomes=outcomes)
 
 
 TASK = Task(
     read=read_passages,
     score=score_passages,
     metrics=("accuracy", "accuracy_stderr", "perplexity", "cut"),
-    options=("field", "limit"),
+    options=("field", "limit", "likelihood", "orders"),
 )

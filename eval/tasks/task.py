@@ -7,6 +7,7 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 
 from eval.inference.batch_loop import Progress
+from eval.inference.likelihood_methods import LikelihoodMethod
 from train.config.option_groups import Labelled
 from train.config.rollout_options import JudgedResponses
 from train.run.item_outcomes import Outcomes
@@ -42,6 +43,8 @@ class Settings:
     """Text before every source; empty: the run's own."""
     orders: int = 0
     """Random orders of each document; 0 = the task's choice."""
+    likelihood: LikelihoodMethod = "auto"
+    """How the likelihood of a text is computed, see `eval.inference.text_likelihoods`; auto: as the model was trained."""
     limit: int = 0
     """Maximum number of examples to score, the first ones; 0 = all. A task with this option ignores the others."""
     tokens: int = 0

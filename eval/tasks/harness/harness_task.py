@@ -13,6 +13,7 @@ Details: the tasks, with their metrics, versions and numbers of shots.
 """
 
 import contextlib
+import dataclasses
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from jinja2.exceptions import TemplateError
 
 from eval import task_data_files
 from eval.inference.batch_loop import Progress
+from eval.inference.text_likelihoods import method_items
 from eval.tasks.harness import harness_files
 from eval.tasks.task import Result, Settings, Task
 from train.weights.load import Loaded
@@ -74,18 +76,21 @@ def score_tasks(subject: Loaded, examples: Mapping[str, Any], settings: Settings
     """
     from eval.tasks.harness.lm_eval_adapter import HarnessModel
 
+    options = {"likelihood": settings.likelihood, "orders": settings.orders}
+    model = HarnessModel(subject, batch=settings.batch, dtype=settings.dtype, progress=progress, **options)
     with _offline(), _names_task(settings.argument):
         from lm_eval.evaluator import simple_evaluate
 
         results = simple_evaluate(
-            HarnessModel(subject, batch=settings.batch, dtype=settings.dtype, progress=progress),
+            model,
             tasks=list(examples["tasks"].values()),
             bootstrap_iters=BOOTSTRAP,
             limit=settings.limit or None,
             log_samples=False,
         )
     assert results is not None
-    return harness_summary(results)
+    result = harness_summary(results)
+    return dataclasses.replace(result, items=method_items(model.method, settings.orders))
 
 
 def harness_summary(results: Mapping[str, Any]) -> Result:
@@ -171,4 +176,4 @@ def _offline() -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
 
 
-TASK = Task(read=load_tasks, score=score_tasks, options=("limit",), argument="required")
+TASK = Task(read=load_tasks, score=score_tasks, options=("limit", "likelihood", "orders"), argument="required")

@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import yaml
 
 from eval.generation.generation_options import Decoding
 from eval.generation.generator import Generator
 from eval.inference.likelihood import encode
+from eval.inference.text_likelihoods import text_likelihoods
 from eval.tasks import blimp
-from eval.tasks.harness import harness_task
+from eval.tasks.harness import harness_task, local_task_files
 from eval.tasks.task import Settings
+from tests.support import encoders
+from tests.support.generation import seq2seq_generator, seq2seq_loaded
 from tests.support.text_tasks import pair, quiet, scored, subject, tokenizer, write
 from zoo import trust
 from zoo.cli.trust_option import trust_folder
@@ -138,6 +142,59 @@ def test_generation_is_that_of_the_generator(model: Any) -> None:
     }.items():
         with pytest.raises(BadInput, match=said):
             model.generate_until(requests("generate_until", (contexts[0], asked | dict([wrong]))))
+
+
+@pytest.mark.full
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("family", ["bert", "xlnet", "t5", "transformer"])
+def test_every_family_that_scores_text_answers_with_its_own_likelihoods(family: str) -> None:
+    from eval.tasks.harness.lm_eval_adapter import HarnessModel
+
+    task_name = "permutation" if family == "xlnet" else "masked"
+    seq2seq = family in ("t5", "transformer")
+    model_subject = seq2seq_loaded(family) if seq2seq else encoders.loaded(family, task_name)
+    model = HarnessModel(model_subject, batch=4)
+    texts = [("The old whale", " sleeps by the ship"), ("", "The men of France"), ("The old whale", " sleeps by the ship")]
+    method = {"bert": "pseudo", "xlnet": "left_to_right"}.get(family, "target")
+    expected = text_likelihoods(model_subject, texts, method=method, batch=4, dtype=jnp.float32)  # pyright: ignore[reportArgumentType]
+    answers = model.loglikelihood(requests("loglikelihood", *texts))
+    assert answers == [(-each.nats, each.greedy) for each in expected] and answers[0] == answers[2]
+    assert model.token_counts[texts[0]] == expected[0].tokens
+    (full, empty) = model.loglikelihood_rolling(requests("loglikelihood_rolling", ("The men of France",), ("",)))
+    assert (full, empty) == (pytest.approx(-expected[1].nats, rel=1e-6), 0.0)
+    asked = {"until": [], "max_gen_toks": 6}
+    if not seq2seq:
+        with pytest.raises(BadInput, match=f"a {family} generates no text, and the task asks for some"):
+            model.generate_until(requests("generate_until", ("The whale", asked)))
+        return
+    words = model_subject.tokenizer
+    source = np.append(words.encode("Call me"), words.end_of_text).astype(np.int32)
+    generated = seq2seq_generator(family).generate([source], Decoding(limit=6, sampling=Sampling(temperature=0.0)))
+    assert model.generate_until(requests("generate_until", ("Call me", asked))) == [generated[0].text]
+
+
+@pytest.mark.full
+@pytest.mark.usefixtures("no_network")
+def test_task_files_of_local_data_give_the_accuracy_of_our_task(tmp_path: Path) -> None:
+    """A task file for each .jsonl of a folder, and their group."""
+    lines = [pair(one, other) for one in SENTENCES[:3] for other in SENTENCES[3:]]
+    (tmp_path / "data").mkdir()
+    data = [write(tmp_path / "data" / f"{name}.jsonl", *lines[number:]) for number, name in enumerate(("first", "second"))]
+    rows = ["the whale sleeps\t1", "the men\t0", "the ship of the men\t1"]
+    table = write(tmp_path / "sst2.tsv", "sentence\tlabel", *rows)
+    folder = tmp_path / "tasks"
+    local_task_files.write_minimal_pair_tasks(tmp_path / "data", folder, "local_blimp")
+    local_task_files.write_choice_task(Path(table), folder, "local_sst2", text="sentence", label="label", choices=("bad", "good"))
+    settings = Settings(argument="local_blimp")
+    result = harness_task.TASK.score(subject(), harness_task.TASK.read([str(folder)], settings), settings, quiet)
+    ours = blimp.TASK.score(subject(), blimp.TASK.read(data, Settings()), Settings(), quiet)
+    assert result.metrics["acc"] == pytest.approx(ours.metrics["accuracy"], abs=1e-12) and result.examples == len(lines) * 2 - 1
+    settings = Settings(argument="local_sst2")
+    result = harness_task.TASK.score(subject(), harness_task.TASK.read([str(folder)], settings), settings, quiet)
+    prompts = ("the whale sleeps", "the men", "the ship of the men")
+    results = scored(encode(tokenizer(), [(text, f" {choice}") for text in prompts for choice in ("bad", "good")]))
+    right = [results[2 * n + label].nats < results[2 * n + 1 - label].nats for n, label in enumerate((1, 0, 1))]
+    assert result.metrics["acc"] == pytest.approx(sum(right) / 3) and result.examples == 3
 
 
 @pytest.mark.full

@@ -10,7 +10,7 @@ from zoo.cli.option_parser import parse
 from zoo.errors import require
 from zoo.generation.decoding_settings import Beams
 
-PASSED = ("batch", "stride", "length", "words", "field", "orders", "limit", "tokens", "prefix")
+PASSED = ("batch", "stride", "length", "words", "field", "orders", "likelihood", "limit", "tokens", "prefix")
 """Options that are passed on to `eval.tasks.task.Settings`."""
 
 
@@ -18,6 +18,7 @@ def evaluate(args: list[str]) -> int:
     """Run `zoo eval RUN [options]` or `zoo eval RUN|DIR|hub:ID --task T --files ... [options]`."""
     import tyro
 
+    from eval.inference.likelihood_methods import LikelihoodMethod
     from train.config.option_groups import Labelled
     from train.config.rollout_options import JudgedResponses
     from train.config.run_config import Machine, Mesh, Precision
@@ -62,7 +63,11 @@ def evaluate(args: list[str]) -> int:
         json: bool = False
         """Print a task's result as JSON."""
         orders: int = 0
-        """Random orders of each document (permutation_likelihood); 0 = 8."""
+        """Random orders of each document (permutation_likelihood), or of each text with --likelihood permutations; 0 = 8."""
+        likelihood: LikelihoodMethod = "auto"
+        """How the likelihood of a text is computed (blimp, lambada, harness). auto: as the model was trained.
+        Encoder-decoders: target, or sentinel as the first removed span. Encoders: pseudo, or within_word, which also masks the
+        later tokens of a token's word. XLNet: left_to_right, permutations, pseudo or within_word."""
         limit: int = 0
         """Score only the first examples or documents of the task, this many (blimp: pairs of each paradigm); 0 = all.
         The result does not replace that of all examples."""
@@ -88,7 +93,20 @@ def _score_run(options: Any, args: list[str]) -> int:
     from train.store import run_fetch
 
     fields = type(options).__dataclass_fields__
-    for name in ("files", "length", "words", "field", "precision", "json", "orders", "limit", "tokens", "prefix", "adapter"):
+    for name in (
+        "files",
+        "length",
+        "words",
+        "field",
+        "precision",
+        "json",
+        "orders",
+        "likelihood",
+        "limit",
+        "tokens",
+        "prefix",
+        "adapter",
+    ):
         value = getattr(options, name)
         text = " ".join(value) if isinstance(value, tuple) else value
         require(value == fields[name].default, name, text, "it needs a --task")
