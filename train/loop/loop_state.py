@@ -17,6 +17,7 @@ from train.run import metrics_file
 from train.run.costs import COUNTS
 from train.run.matmul_rate import PeakRate
 from train.run.metric_logger import MetricLogger
+from train.run.run_identity import repeated_options
 from train.run.stop_signals import StopSignals
 from train.run.time_account import TimeAccount, describe_goodput, run_seconds
 from train.step.assembly import Assembly
@@ -39,13 +40,21 @@ class TrainingLoop:
     """
 
     def __init__(
-        self, opened: OpenRun, assembly: Assembly, start: Start, state: State, account: TimeAccount, stack: contextlib.ExitStack
+        self,
+        opened: OpenRun,
+        assembly: Assembly,
+        start: Start,
+        state: State,
+        account: TimeAccount,
+        stack: contextlib.ExitStack,
+        rate: PeakRate | None = None,
     ) -> None:
         """Place the state on the devices, show the header, and open the files of metrics.
 
         Args:
             state: the state before the first step, as global arrays.
             stack: closes the files.
+            rate: what MFU is relative to; None = it is measured.
         """
         run, folder, objective, engine = opened.run, opened.folder, opened.objective, assembly.engine
         self.opened, self.assembly, self.start, self.account = opened, assembly, start, account
@@ -53,7 +62,9 @@ class TrainingLoop:
         self.step = start.first
         self._frozen = engine.replicate(objective.frozen_inputs())
         self._base = engine.replicate(start.parameters.base)
-        self.rate = PeakRate(opened.dtype, metrics_file.best_rate(folder, run.precision), opened.console.notice)
+        if rate is None:
+            rate = PeakRate(opened.dtype, metrics_file.best_rate(folder, run.precision), opened.console.notice)
+        self.rate = rate
         flops = start.parameters.step_flops(objective, opened.shapes)
         self._show_header(flops)
         self.counts = TextCounts(
@@ -179,7 +190,8 @@ class TrainingLoop:
         if opened.process == 0:
             # Not `mean`, which all processes call together.
             self.account.switch("start_up")
-            metrics_file.record_start(opened.folder, self.step, facts, flops, self.rate.measured, self.account.seconds)
+            measured = (self.rate.measured, self.account.seconds)
+            metrics_file.record_start(opened.folder, self.step, facts, flops, *measured, repeated_options(run))
 
     def _feed_source(self) -> FeedSource:
         opened, engine = self.opened, self.assembly.engine

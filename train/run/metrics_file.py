@@ -222,6 +222,7 @@ def _start_problem(row: Mapping[str, Any]) -> str:
     if not _is_time(row.get("at")):
         return "at"
     objects = {"facts": row.get("facts"), "versions": row.get("versions"), "provenance": row.get("provenance", {})}
+    objects["options"] = row.get("options", {})
     wrong = [name for name, value in objects.items() if not isinstance(value, Mapping)]
     numbers = {name: row.get(name) for name in ("flops", "rate", "seconds", "peak_bytes")}
     wrong += [name for name, value in numbers.items() if value is not None and not is_usable_number(value)]
@@ -243,18 +244,27 @@ def _is_number(value: Any) -> bool:
 
 
 def record_start(
-    folder: RunDir, step: int, facts: Mapping[str, str], flops: float, rate: float, spent: Mapping[str, float] | None = None
+    folder: RunDir,
+    step: int,
+    facts: Mapping[str, str],
+    flops: float,
+    rate: float,
+    spent: Mapping[str, float] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> None:
     """Record in starts.jsonl that the run starts or resumes at `step`, and complete the row of a start that was killed.
 
     The row has `facts`, as the console shows them, versions, provenance (with the hash of the registration, if the run is of an
-    experiment), the date, the FLOPs of a step, the `rate` of matrix products that was measured (0 = none), and the seconds
-    `spent` since the start (`train.run.time_account`). It is called before the rows of metrics.jsonl after `step` are dropped.
+    experiment), the date, the FLOPs of a step, the `rate` of matrix products that was measured (0 = none), the seconds `spent`
+    since the start (`train.run.time_account`), and the `options` that repeat its steps (`train.run.run_identity.repeated_options`).
+    It is called before the rows of metrics.jsonl after `step` are dropped.
     """
     row = {"step": step, "at": time.time(), "facts": dict(facts), "versions": software_versions(), "flops": flops, "rate": rate}
     row["provenance"] = read_provenance()
     if registration := registered_hash(folder.path):
         row["provenance"]["registration"] = registration
+    if options is not None:
+        row["options"] = dict(options)
     before = read_starts(folder)
     if spent is not None:
         began = row["at"] - sum(spent.values())

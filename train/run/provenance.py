@@ -26,11 +26,13 @@ def read_provenance() -> dict[str, Any]:
 
     version: version of the package. commit: commit of the checkout that this program runs from; None if there is no checkout, or
     git is not available. dirty: whether the code there differs from the commit, new files included; None without a commit. host,
-    device (its kind), devices and processes.
+    processor (a digest of its kind, on which the bits of a result on CPU depend), device (its kind), devices and processes.
     """
     import jax
 
-    places = {"host": socket.gethostname(), "device": jax.devices()[0].device_kind}
+    from zoo.runtime.jax_setup import processor_digest
+
+    places = {"host": socket.gethostname(), "processor": processor_digest(), "device": jax.devices()[0].device_kind}
     counts = {"devices": jax.device_count(), "processes": jax.process_count()}
     return {**read_code(), **places, **counts}
 

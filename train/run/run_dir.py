@@ -25,6 +25,7 @@ from zoo.hf import config_json
 from zoo.sha256_and_fsync import fsync
 
 LOCK = "run.lock"
+WAIT = "wait for it or choose another --name"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -295,8 +296,11 @@ def _check_extension(folder: RunDir, old: Run, run: Run) -> None:
         require(old.steps % period == 0, "extend", "", fix)
 
 
-def check_unlocked(folder: Path) -> None:
+def check_unlocked(folder: Path, fix: str = WAIT) -> None:
     """Refuse a folder that another process has locked, without keeping it locked or changing it.
+
+    Args:
+        fix: what the user can do about it, for the message.
 
     Raises:
         BadInput: names the process that has locked it.
@@ -307,7 +311,7 @@ def check_unlocked(folder: Path) -> None:
         with _lock(folder):
             pass
     except TimeoutError:
-        raise _in_use(folder) from None
+        raise _in_use(folder, fix) from None
     except OSError:
         return  # `RunDir.claim` reports the error.
 
@@ -377,7 +381,7 @@ def _lock(folder: Path) -> Any:
     return FileLock(folder / LOCK, timeout=0.2, fallback_to_soft=False)
 
 
-def _in_use(folder: Path) -> BadInput:
+def _in_use(folder: Path, fix: str = WAIT) -> BadInput:
     """Return the error for a folder that the process named in its lock has locked."""
     holder = read_regular(folder / LOCK, LARGEST_JSON).decode(errors="replace")[:300].strip() or "another process"
-    return BadInput(f"{folder} is in use by {holder}; wait for it or choose another --name")
+    return BadInput(f"{folder} is in use by {holder}; {fix}")

@@ -34,6 +34,19 @@ model cannot read ends the run. A change of any other field makes it another run
 grow, with --extend.
 """
 
+REPEATED = (
+    "mesh",
+    "engine",
+    "accumulate",
+    "loss_chunk",
+    "model.compute",
+    "optim.offload",
+    "log.every",
+    "log.validate_every",
+    "log.validate_rows",
+)
+"""Fields of `MAY_CHANGE` on which the last digits of a step or the rows of metrics.jsonl depend; each start records them."""
+
 
 def flat_options(run: Run) -> dict[str, Any]:
     """Return a run's values by dotted key ("model.compute.attention"), the family of the model and the objective first."""
@@ -55,7 +68,16 @@ def run_identity(run: Run) -> dict[str, Any]:
 
 def may_change(key: str) -> bool:
     """Return whether a dotted key of `flat_options` is one of `MAY_CHANGE` or below one."""
-    return any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
+    return _is_below(key, MAY_CHANGE)
+
+
+def repeated_options(run: Run) -> dict[str, Any]:
+    """Return the values that repeat the steps of a start of a run to the bit, beside those of `run_identity`, as JSON."""
+    return json.loads(json.dumps({key: value for key, value in flat_options(run).items() if _is_below(key, REPEATED)}))
+
+
+def _is_below(key: str, names: tuple[str, ...]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def identity_differences(old: Run, new: Run) -> list[str]:

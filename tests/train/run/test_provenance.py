@@ -40,5 +40,5 @@ def test_the_commit_of_a_checkout_and_changes_of_its_code(tmp_path: Path, monkey
 
 def test_a_run_records_where_it_is_computed() -> None:
     facts = provenance.read_provenance()
-    assert set(facts) == {"version", "commit", "dirty", "host", "device", "devices", "processes"}
+    assert set(facts) == {"version", "commit", "dirty", "host", "processor", "device", "devices", "processes"}
     assert facts["device"] == "cpu" and facts["version"]
