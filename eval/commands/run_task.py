@@ -6,15 +6,17 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 
 from eval.report import report
 from eval.task_data_files import digest_data_files
 from eval.tasks import task_table
 from eval.tasks.task import Result, Settings
 from train.config import run_config
+from train.config.from_json import from_json
 from train.engine import device_mesh
 from train.run.item_outcomes import write_outcomes
 from train.run.metric_definitions import score_notices
@@ -25,7 +27,7 @@ from train.weights.load import load_model
 from train.weights.reward_scale import write_scale
 from zoo import plugins
 from zoo.errors import BadInput, printable, printable_lines, require
-from zoo.precision import resolve_dtype
+from zoo.precision import DTYPES, resolve_dtype
 
 NOT_ITEMS = ("argument", "batch", "dtype", "length", "stride", "words", "prefix", "orders")
 """Options that are not in a fingerprint; a task whose items depend on one of them puts it into `Result.items`."""
@@ -86,6 +88,7 @@ def run_task(
             "examples": result.examples,
             "details": {**result.details, "files": list(files), **_plugin(task), **({"adapter": adapter} if adapter else {})},
             "fingerprint": task_fingerprint(files, settings, result),
+            "settings": settings_record(settings),
             "tokenizer": subject.tokenizer.fingerprint,
             "per_token": list(task_to_score.per_token),
             **({"limit": settings.limit} if settings.limit else {}),
@@ -128,6 +131,23 @@ def task_fingerprint(files: Sequence[str], settings: Settings, result: Result) -
         del options_of["labelled"]["named"]
     options = {name: values[name] for name in names if values[name] != defaults[name]}
     return {"files": digest_data_files(files), "settings": json.loads(json.dumps(options)), "items": result.items}
+
+
+def settings_record(settings: Settings) -> dict[str, Any]:
+    """Return all options of a task as JSON, by which an audit repeats it; `settings_of_record` is the inverse."""
+    return json.loads(json.dumps(dataclasses.asdict(settings) | {"dtype": jnp.dtype(settings.dtype).name}))
+
+
+def settings_of_record(record: dict[str, Any]) -> Settings:
+    """Return the options that `settings_record` has recorded.
+
+    Raises:
+        BadInput: an option is unknown or of another type.
+    """
+    fix = "evaluate the run again"
+    dtype = from_json(Literal["float32", "bfloat16"], record.get("dtype"), "settings.dtype", fix=fix)
+    others = {name: value for name, value in record.items() if name != "dtype"}
+    return dataclasses.replace(from_json(Settings, others, "settings", fix=fix), dtype=DTYPES[dtype])
 
 
 def task_result_text(result: Result, limit: int = 0) -> str:

@@ -25,6 +25,7 @@ usage: zoo COMMAND ...
   zoo eval RUN [...]          compute the held-out loss, perplexity and bits per byte; --task blimp|lambada|... scores local files
   zoo compare RUN...          compare finished runs; runs that differ only in their seed form one row
   zoo experiment NAME DIR     run a declared grid of runs with several seeds, and judge it against a paper's table; --list
+  zoo audit RUN [...]         replay parts of a run, check its digests from data to score, and print a certificate
   zoo generate RUN|DIR [...]  continue prompts, or compare the likelihoods of continuations
   zoo predict RUN|DIR ...     predict classes, numbers, tags, answers or choices with a fine-tuned model
   zoo fill-mask RUN|DIR ...   show an encoder's most likely words for masks in texts, or the probabilities of chosen words
@@ -109,6 +110,7 @@ COMMANDS = {
     "eval": "evaluate:evaluate",
     "compare": "compare:compare",
     "experiment": "experiment:experiment",
+    "audit": "audit:audit",
     "generate": "generate:generate",
     "predict": "predict:predict",
     "fill-mask": "fill_mask:fill_mask",

@@ -15,6 +15,7 @@ COMMANDS = (
     "eval",
     "compare",
     "experiment",
+    "audit",
     "generate",
     "predict",
     "fill-mask",

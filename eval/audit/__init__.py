@@ -1,0 +1,1 @@
+"""The audit of a run: its steps are replayed, its digests and scores checked, and the results are a certificate."""

@@ -1,0 +1,172 @@
+"""`zoo audit RUN`: the checks of a run in their order, and the certificate that they make."""
+
+import dataclasses
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from eval.audit import certificate, hardware
+from eval.audit.audit_types import Check, choose_intervals, describe_coverage, passed_or_failed, seed_of_digests
+from eval.audit.recomputed_scores import check_evaluations, check_scores
+from eval.audit.replayed_intervals import Replayed, RunReplays
+from eval.audit.run_digests import (
+    Manifests,
+    check_arrays,
+    check_configuration,
+    check_rows,
+    digest_run_files,
+    require_audit_files,
+)
+from train.checkpoints.checkpoints import Checkpoints
+from train.config.run_config import Run
+from train.loop.prepare import PreparedRun
+from train.run.metrics_file import read_rows, read_starts, software_versions
+from train.run.provenance import read_provenance
+from train.run.run_dir import RunDir, read_config
+from zoo.errors import BadInput, printable
+from zoo.sha256_and_fsync import sha256
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AuditOptions:
+    """What an audit does beyond its defaults."""
+
+    steps: int
+    """Number of intervals; 0 = all of the run."""
+    share: float
+    """Largest share of the steps of the run that the intervals take."""
+    seed: int | None
+    """Seed of the choice of intervals; None = a hash of the run's files."""
+    other_versions: bool
+    """Compare losses within the bound if the versions differ."""
+
+
+def audit_run(path: str, options: AuditOptions) -> dict[str, Any]:
+    """Return the certificate of an audit of a run, which is only read.
+
+    Raises:
+        BadInput: a file that an audit needs is missing, the data or the versions are others, the run is in use, or its steps
+            cannot be taken here.
+    """
+    folder, began = RunDir(path), time.time()
+    require_audit_files(folder)
+    run, files, starts = read_config(path), digest_run_files(folder), read_starts(folder)
+    here = {"provenance": read_provenance(), "versions": software_versions()}
+    versions = hardware.check_versions(path, starts, here, permitted=options.other_versions)
+    (manifests, checks), (best, best_checks) = check_arrays(folder.checkpoints), check_arrays(folder.best)
+    checks = [*checks, *best_checks]
+    if not manifests:
+        raise BadInput(f"{folder.checkpoints}: no intact checkpoint ({checks[-1].detail}); restore its files")
+    checks.append(check_configuration(folder, run, manifests, best))
+    checks += [check_rows(file, manifests) for file in (folder.metrics, folder.ledger)]
+    seed = seed_of_digests(files) if options.seed is None else options.seed
+    states = [0, *manifests]
+    every = starts[-1].get("options", {}).get("log.every", run.log.every)
+    choice = {"steps": run.steps, "every": every, "count": options.steps, "share": options.share, "seed": seed}
+    intervals = choose_intervals(states, **choice)
+    replayed: list[Replayed] = []
+    # What a step computes cannot be compared for another configuration or a damaged checkpoint.
+    if all(check.result == "passed" for check in checks if check.name not in ("metrics.jsonl", "ledger.jsonl")):
+        with tempfile.TemporaryDirectory(prefix="zoo-audit-") as work:
+            replays = RunReplays(folder, run, manifests, starts, here, Path(work))
+            checks += _computed_checks(folder, replays, manifests, best, starts, versions, here)
+            for interval in intervals:
+                _show(f"replaying steps {interval.first + 1:,} to {interval.last:,}")
+                replayed.append(replays.replay(interval, other_versions=versions))
+        checks += map(_interval_check, replayed)
+    else:
+        checks.append(Check("replays and scores", "not checked", "the configuration or a checkpoint is not that of the run"))
+    return {
+        "format": certificate.FORMAT,
+        "verdict": certificate.verdict_of(checks),
+        "run": {"folder": str(path), **_summary(run), "newest_step": max(manifests)},
+        "checks": [{"check": check.name, "result": check.result, "detail": check.detail} for check in checks],
+        "seed": seed,
+        "seed_from": "a hash of the files" if options.seed is None else "--seed",
+        "intervals": [interval.record() for interval in replayed],
+        "coverage": describe_coverage([interval.interval for interval in replayed], states, run.steps),
+        "bound": hardware.LARGEST_DIFFERENCE,
+        "limits": list(certificate.LIMITS),
+        "files": files,
+        "data": _data_digests(run, manifests[max(manifests)].meta),
+        "recorded": [{name: start.get(name) for name in ("step", "at", "provenance", "versions")} for start in starts],
+        "audited_by": here,
+        "audited_at": began,
+        "seconds": time.time() - began,
+    }
+
+
+def _computed_checks(
+    folder: RunDir,
+    replays: RunReplays,
+    manifests: Manifests,
+    best: Manifests,
+    starts: list[dict[str, Any]],
+    versions: list[str],
+    here: Mapping[str, Any],
+) -> list[Check]:
+    """Return the checks of the final configuration: data, the ledger, the steps of the arrays, and the scores."""
+    prepared = replays.final.prepared
+    bits = not versions and not hardware.hardware_differences(starts[-1], here)
+    checks = [passed_or_failed("data and tokenizer", "", "their fingerprints are those of every checkpoint")]
+    checks.append(_check_ledger(folder, prepared, manifests))
+    checks.append(_check_steps(folder, prepared.mesh, manifests))
+    _show("scoring the held-out data")
+    checks += check_scores(folder, prepared, manifests, best, bits=bits)
+    return checks + check_evaluations(folder, manifests, best, prepared.mesh, bits=bits)
+
+
+def _check_ledger(folder: RunDir, prepared: PreparedRun, manifests: Manifests) -> Check:
+    """Compare every row of the ledger with the rows that the seed and the data determine for its step."""
+    rows = [row for row in read_rows(folder.ledger) if row["step"] <= max(manifests)]
+    problem = ""
+    if [row["step"] for row in rows] != list(range(1, max(manifests) + 1)):
+        problem = f"it does not have each of the steps 1 to {max(manifests)} once"
+    else:
+        batches, run = prepared.batches, prepared.run
+        wrong = (row["step"] for row in rows if row.get("rows") != batches.rows_of(run.batch_of(row["step"] - 1)).tolist())
+        problem = f"step {step} does not have the rows of its batch" if (step := next(wrong, None)) is not None else ""
+    return passed_or_failed("samples of each step", problem, f"{len(rows)} steps have the rows that the seed determines")
+
+
+def _check_steps(folder: RunDir, mesh: Mesh, manifests: Manifests) -> Check:
+    """Compare the number of each checkpoint with the counter in its arrays."""
+    counter = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
+    checkpoints = Checkpoints(folder.checkpoints, 1, notify=_show)
+    for step in manifests:
+        restored = checkpoints.restore({"step": counter}, step=step, partial=True)
+        assert restored is not None
+        if (number := int(np.asarray(jax.device_get(restored[0]["step"])))) != step:
+            return Check("steps of checkpoints", "failed", f"the arrays of step {step} are of step {number}")
+    return Check("steps of checkpoints", "passed", f"{len(manifests)} checkpoints")
+
+
+def _interval_check(replayed: Replayed) -> Check:
+    span = replayed.interval
+    compared = "to the bit" if not replayed.differences else f"losses within {hardware.LARGEST_DIFFERENCE:g}"
+    state = f", and the state of step {span.last}" if span.is_complete and not replayed.differences else ""
+    detail = f"{replayed.rows} rows of metrics {compared}{state}"
+    return passed_or_failed(f"steps {span.first + 1} to {span.last}", "; ".join(replayed.problems), detail)
+
+
+def _summary(run: Run) -> dict[str, Any]:
+    return {"recipe": run.recipe, "objective": run.objective, "steps": run.steps, "seed": run.seed}
+
+
+def _data_digests(run: Run, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fingerprints in a checkpoint, and the SHA-256 of each file that the options of the data name."""
+    names = (*run.data.paths, *run.data.valid_paths)
+    files = {name: sha256(Path(name)) for name in names if Path(name).is_file()}
+    return {"fingerprints": {name: meta.get(name) for name in ("tokenizer", "data", "held_out")}, "files": files}
+
+
+def _show(line: str) -> None:
+    print(printable(line), file=sys.stderr)

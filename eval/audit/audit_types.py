@@ -1,0 +1,92 @@
+"""Types of an audit: its checks and its intervals of steps, and how the intervals are chosen. Nothing here imports JAX."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+Result = Literal["passed", "failed", "not checked"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """A check of an audit and its result."""
+
+    name: str
+    result: Result
+    detail: str = ""
+    """What was compared, or what differs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """Steps that are replayed from a stored state."""
+
+    first: int
+    """Step of the stored state, 0 for the initial parameters; step `first` + 1 is the first that is taken."""
+    last: int
+    """Last step that is taken."""
+    end: int
+    """Step of the next stored state."""
+
+    @property
+    def is_complete(self) -> bool:
+        """True if the replay ends at a stored state, which can then be compared."""
+        return self.last == self.end
+
+
+def passed_or_failed(name: str, problem: str, detail: str = "") -> Check:
+    """Return a check that failed if there is a `problem`, else one that passed with `detail`."""
+    return Check(name, "failed" if problem else "passed", problem or detail)
+
+
+def seed_of_digests(digests: Mapping[str, str]) -> int:
+    """Return the seed of the choice of intervals, below 2**32: a hash of the digests of a run's files."""
+    return int(hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:8], 16)
+
+
+def choose_intervals(states: Sequence[int], *, steps: int, every: int, count: int, share: float, seed: int) -> list[Interval]:
+    """Return the intervals to replay, in the order of their steps.
+
+    The last one, which ends at the parameters that the run ends with, is always chosen, and the others at random. Each begins at
+    a stored state, since nothing else can be replayed, and has at most its part of `share`, but at least a row of metrics.
+
+    Args:
+        states: steps of the stored states, ascending, with 0 for the initial parameters.
+        steps: number of steps of the run.
+        every: number of steps between two rows of metrics.
+        count: number of intervals; 0 = all of the run, each interval completely.
+        share: largest share of the steps of the run that all of them take together.
+        seed: seed of the choice.
+    """
+    pairs = list(itertools.pairwise(states))
+    if not count:
+        return [Interval(first, end, end) for first, end in pairs]
+    others = np.random.default_rng(seed).permutation(len(pairs) - 1)[: count - 1].tolist() if len(pairs) > 1 else []
+    chosen = sorted([*others, len(pairs) - 1])
+    longest = int(share * steps / len(chosen))
+    intervals = []
+    for first, end in (pairs[number] for number in chosen):
+        row = (first // every + 1) * every
+        intervals.append(Interval(first, min(end, max(row, first + longest)), end))
+    return intervals
+
+
+def describe_coverage(intervals: Sequence[Interval], states: Sequence[int], steps: int) -> dict[str, Any]:
+    """Return which steps of a run were replayed, as JSON, and why the others were not."""
+    taken = sum(interval.last - interval.first for interval in intervals)
+    complete = [interval.end for interval in intervals if interval.is_complete]
+    between = "steps further after a stored state are replayed only with all steps before them, and those of other intervals not"
+    return {
+        "replayed_steps": taken,
+        "steps": steps,
+        "share": taken / steps,
+        "stored_states": list(states),
+        "states_reproduced": complete,
+        "states_not_reproduced": [state for state in states[1:] if state not in complete],
+        "note": "all steps up to the newest checkpoint were replayed" if taken == states[-1] else between,
+    }

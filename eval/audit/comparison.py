@@ -1,0 +1,96 @@
+"""Comparison of what a run has stored with what its replay or a second scoring computed: to the bit, or within a bound."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from eval.audit.hardware import LARGEST_DIFFERENCE
+
+SINCE_LAST_ROW = ("skipped", "spikes")
+"""Counts of the steps since the row before, of which a start in the middle of these steps sees only a part."""
+LARGEST_LIST = 3
+"""Number of differences that a message names."""
+
+
+def row_problem(
+    stored: Sequence[Mapping[str, Any]], computed: Sequence[Mapping[str, Any]], *, bits: bool, partial: str = ""
+) -> str:
+    """Return the first difference between rows of metrics.jsonl or ledger.jsonl, as text; "" if there is none.
+
+    Args:
+        bits: compare all values exactly, except those of "time"; else losses within `LARGEST_DIFFERENCE`, and no other metric.
+        partial: name of the first row ("train 12") whose counts of skipped steps are not compared.
+    """
+    by_name = [{_row_name(row): row for row in rows} for rows in (stored, computed)]
+    if names := [name for name in by_name[1] if name not in by_name[0]]:
+        return f"there is no row of {names[0]}"
+    if names := [name for name in by_name[0] if name not in by_name[1]]:
+        return f"there is a row of {names[0]}, which the run does not write"
+    if len(stored) != len(computed):
+        return f"there are {len(stored)} rows, and the run writes {len(computed)}"
+    for name, row in by_name[0].items():
+        ignored = SINCE_LAST_ROW if name == partial else ()
+        if problem := values_problem(row, by_name[1][name], bits=bits, ignored=("time", *ignored)):
+            return f"{name}: {problem}"
+    return ""
+
+
+def values_problem(stored: Any, computed: Any, *, bits: bool, ignored: Sequence[str] = ()) -> str:
+    """Return the first difference between two JSON objects, as text with both values; "" if there is none.
+
+    Args:
+        bits: compare all numbers exactly; else only whole numbers and texts exactly, losses within `LARGEST_DIFFERENCE`, and no
+            other numbers.
+        ignored: keys that are not compared.
+    """
+    old, new = (dict(_flat(value, "", ignored)) for value in (stored, computed))
+    for name in [*old, *(name for name in new if name not in old)]:
+        if name not in old or name not in new:
+            return f"{name} is {'not stored' if name not in old else 'stored, and not computed again'}"
+        if not _agree(name, old[name], new[name], bits=bits):
+            return f"{name} is {_text(old[name])}, and computed again {_text(new[name])}"
+    return ""
+
+
+def array_problem(stored: Mapping[str, np.ndarray], computed: Mapping[str, np.ndarray]) -> str:
+    """Return which arrays differ in any bit, with the largest difference of each; "" if none does."""
+    wrong = [path for path, array in stored.items() if array.tobytes() != computed[path].tobytes()]
+    if not wrong:
+        return ""
+    lines = [f"{path} (by up to {_largest_difference(stored[path], computed[path]):.2g})" for path in wrong[:LARGEST_LIST]]
+    return f"{len(wrong)} of {len(stored)} arrays differ: {', '.join(lines)}{', ...' if len(wrong) > LARGEST_LIST else ''}"
+
+
+def _largest_difference(stored: np.ndarray, computed: np.ndarray) -> float:
+    if not np.issubdtype(stored.dtype, np.number):
+        return float(np.count_nonzero(stored != computed))
+    return float(np.abs(stored.astype(np.float64) - computed.astype(np.float64)).max())
+
+
+def _agree(name: str, old: Any, new: Any, *, bits: bool) -> bool:
+    if bits or not (isinstance(old, float) and isinstance(new, float)):
+        # JSON of a float has all of its bits, and NaN equals NaN.
+        return json.dumps(old) == json.dumps(new)
+    is_loss = name.split(".")[0] == "terms" or name == "loss"
+    return not is_loss or math.isclose(old, new, rel_tol=LARGEST_DIFFERENCE) or (math.isnan(old) and math.isnan(new))
+
+
+def _row_name(row: Mapping[str, Any]) -> str:
+    return f"{row.get('kind', 'step')} {row['step']}"
+
+
+def _flat(value: Any, prefix: str, ignored: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, Mapping):
+        yield prefix, value
+        return
+    for key, item in value.items():
+        if prefix or key not in ignored:
+            yield from _flat(item, f"{prefix}.{key}".removeprefix("."), ignored)
+
+
+def _text(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:40]}..."
