@@ -59,7 +59,7 @@ class TextData(Data):
     field: str = "text"
     """Field of a .jsonl line, or column, that holds the text."""
     take: float = 1.0
-    """Share of the training text to train on, from the beginning of each source; by bytes, and 1 = all of it.
+    """Share of the training text to train on, in pieces of 4 KiB at random places, which --seed chooses; 1 = all of it.
     The held-out text and a trained tokenizer are those of the complete text, so that runs on several shares are comparable."""
 
     def __post_init__(self) -> None:

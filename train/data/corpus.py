@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+
 from train.config.data_options import TextData
 from train.data.sources import Source, find_sources
 from train.data.text_files import Digest, Document
@@ -27,6 +29,9 @@ LARGEST_SAMPLE = 256 << 20
 REACH = 4 << 20
 """Largest number of characters on each side in which a place to cut a document is searched."""
 
+PIECE = 4096
+"""Bytes of the pieces that `--data.take` samples: some paragraphs, so that a sample has parts of all sources."""
+WHITE_SPACE = re.compile(rb"\s")
 MAX_SLACK = 1 << 20
 """Characters that the search window may hold beyond twice its reach before its beginning is discarded."""
 
@@ -77,35 +82,51 @@ def split_corpus(data: TextData) -> tuple[Documents, Documents]:
     return _documents(halves[0], digests[0]), _documents(halves[1], digests[1])
 
 
-def take_share(documents: Documents, share: float) -> Documents:
-    """Return about the first `share` of the bytes of documents, for `--data.take`; with 1 the documents themselves.
+def sample_share(documents: Documents, share: float, seed: int) -> Documents:
+    """Return about the share of the bytes of documents, for `--data.take`; with 1 the documents themselves.
 
-    The text ends with a document if one ends near enough, else after a paragraph, a line or a word, as in `split_corpus`. Near
-    enough is a sixteenth of the share.
+    The sample consists of pieces of `PIECE` bytes at random places, which end with a word; adjacent pieces remain one text, and
+    every gap begins a new document. With equal seeds, a smaller share is a part of a larger one.
 
     Raises:
-        BadInput: the text is too short for such a share.
+        BadInput: the share is less than half a piece.
     """
     if share == 1:
         return documents
-    target, end, last, distance = int(share * documents.text_bytes), 0, (0, 0), documents.text_bytes
-    reach, number = min(target // 16, REACH), 0
-    with tempfile.TemporaryFile() as index:
-        _index(documents, index)
-        for i, (size, _) in enumerate(_entries(index)):
-            if end <= target < end + size:
-                last = i, target - end
-            end += size
-            if abs(end - target) < distance:
-                number, distance = i + 1, abs(end - target)
-    character = 0
-    if distance > reach:
-        number, byte = last
-        chunks = (chunk.text for nth, chunk in _numbered(documents) if nth == number)
-        character, has_text, _ = _find_cut(chunks, byte, reach)
-        fix = f"too little of {documents.text_bytes:,} bytes of text; choose a larger share, or add text to --data.paths"
-        require(number > 0 or has_text, "data.take", share, fix)
-    return _measured(functools.partial(_training_half, documents.read, number, character))
+    total, number = -(-documents.text_bytes // PIECE), round(share * documents.text_bytes / PIECE)
+    fix = f"less than half of a piece of {PIECE:,} bytes; choose a larger share, or add text to --data.paths"
+    require(number > 0, "data.take", share, fix)
+    order = np.random.Generator(np.random.Philox(key=np.array([seed, PIECE], np.uint64))).permutation(total)
+    return _measured(functools.partial(_sampled, documents.read, np.sort(order[:number])))
+
+
+def _sampled(read: Callable[[], Iterator[Document]], numbers: np.ndarray) -> Iterator[Document]:
+    """Yield the pieces with these numbers, which are sorted, as documents; adjacent pieces of a document are its chunks."""
+    held: tuple[int, Document] | None = None
+    for number, piece in _pieces(read()):
+        is_chosen = numbers[min(np.searchsorted(numbers, number), len(numbers) - 1)] == number
+        if held is not None:
+            is_continued = is_chosen and number <= held[0] + 1 and not held[1].last
+            yield dataclasses.replace(held[1], last=not is_continued)
+        held = (number, piece) if is_chosen else None
+    if held is not None:
+        yield dataclasses.replace(held[1], last=True)
+
+
+def _pieces(chunks: Iterable[Document]) -> Iterator[tuple[int, Document]]:
+    """Yield (number of the piece, its text in a chunk): a chunk is cut after the first white space behind each `PIECE` bytes."""
+    first = 0
+    for chunk in chunks:
+        raw, start = chunk.text.encode(), 0
+        while True:
+            number = (first + start) // PIECE
+            space = WHITE_SPACE.search(raw, max((number + 1) * PIECE - first - 1, start))
+            end = space.end() if space else len(raw)
+            yield number, Document(chunk.name, raw[start:end].decode(), chunk.last and end == len(raw))
+            start = end
+            if start == len(raw):
+                break
+        first += len(raw)
 
 
 def read_documents(paths: Sequence[str], data: TextData, limit: int = 0) -> Documents:

@@ -70,7 +70,7 @@ class TextInputs:
         shares = self.rows.shares(run.steps * run.data.batch)
         names, tokens = ", ".join(share.name for share in shares), sum(share.tokens for share in shares)
         seen = f"{short_number(run.steps * run.data.batch * run.data.length)} in {run.steps:,} steps"
-        taken = "" if run.data.take == 1 else f", the first {run.data.take:.3g} of the text"
+        taken = "" if run.data.take == 1 else f", a sample of {run.data.take:.3g} of the text"
         facts = {"data": f"{names}{taken}: {short_number(tokens)} tokens, {len(self.rows)} rows of {run.data.length}"}
         if len(shares) == 1:
             return {**facts, "tokens seen": f"{seen}, {shares[0].epochs:.3g} epochs"}
@@ -93,11 +93,11 @@ def read_documents(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: b
         quiet: whether to show no progress, because another process does.
 
     Raises:
-        BadInput: see `corpus.split_corpus`, `corpus.take_share`, `Tokenizer.load` and `lm_rows.training_rows`; also if the
+        BadInput: see `corpus.split_corpus`, `corpus.sample_share`, `Tokenizer.load` and `lm_rows.training_rows`; also if the
         tokenizer has
             ids beyond the model's vocabulary, or is not the teacher's.
     """
-    parts = _parts(run.data)
+    parts = _parts(run.data, run.seed)
     tokenizer = existing_tokenizer(run, folder)
     if tokenizer is None:
         text, options = corpus.sample_chunks([part.training for part in parts]), run.tokenizer
@@ -131,17 +131,17 @@ class _Concatenated:
         return itertools.chain.from_iterable(self.parts)
 
 
-def _parts(data: TextData) -> list[_Part]:
+def _parts(data: TextData, seed: int) -> list[_Part]:
     """Return the training and held-out documents of each component. Without weights all paths are one component."""
     if not data.weights:
-        return [_part(", ".join(data.paths) or "Moby-Dick (embedded)", 1.0, data)]
+        return [_part(", ".join(data.paths) or "Moby-Dick (embedded)", 1.0, data, seed)]
     single = [dataclasses.replace(data, paths=(path,), weights=()) for path in data.paths]
-    return [_part(part.paths[0], weight, part) for part, weight in zip(single, data.weights, strict=True)]
+    return [_part(part.paths[0], weight, part, seed) for part, weight in zip(single, data.weights, strict=True)]
 
 
-def _part(name: str, weight: float, data: TextData) -> _Part:
+def _part(name: str, weight: float, data: TextData, seed: int) -> _Part:
     training, held_out = corpus.split_corpus(data)
-    return _Part(name, weight, training, corpus.take_share(training, data.take), held_out)
+    return _Part(name, weight, training, corpus.sample_share(training, data.take, seed), held_out)
 
 
 def _held_out(parts: list[_Part], data: TextData) -> Iterable[Document]:

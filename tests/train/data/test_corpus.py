@@ -190,22 +190,50 @@ def test_a_document_in_pieces_is_cut_where_the_whole_is_cut(parts, fraction, dat
     assert [piece.last for piece in after] == [False] * (len(after) - 1) + [True]
 
 
-@pytest.mark.parametrize(("sizes", "share"), [([54] * 400, 0.25), ([54] * 400, 0.0137), ([9_000], 0.25), ([5_400, 6_600], 0.7)])
-def test_a_share_is_a_prefix_by_bytes(sizes, share):
-    """It ends with a document if one ends within a sixteenth of it, else with a paragraph."""
-    chunks = [chunk for size in sizes for chunk in (("wäl\n\n" * size, False), ("end\n", True))]
-    whole = [corpus.Document("a", *chunk) for chunk in chunks]
+def sampled(whole, share, seed=0):
     measured = corpus.digest_documents(whole)
     documents = corpus.Documents(lambda: iter(whole), measured.count, measured.text_bytes, measured.hexdigest())
-    assert corpus.take_share(documents, 1.0) is documents
-    part = corpus.take_share(documents, share)
-    text, full = "".join(texts(part)), "".join(texts(documents))
-    assert full.startswith(text) and texts(part) == texts(part) and list(part)[-1].last
-    assert abs(part.text_bytes - share * documents.text_bytes) <= share * documents.text_bytes / 16
-    assert part.digest == corpus.digest_documents(part).hexdigest() != documents.digest
-    assert text.endswith("end\n" if len(sizes) > 10 and share == 0.25 else "\n\n")
-    with pytest.raises(BadInput, match=r"--data\.take 1e-09: too little of"):
-        corpus.take_share(documents, 1e-9)
+    part = corpus.sample_share(documents, share, seed)
+    assert list(part) == list(part) and part.digest == corpus.digest_documents(part).hexdigest()
+    return part
+
+
+@pytest.mark.parametrize(("sizes", "share"), [([54] * 4_000, 0.25), ([200_000], 0.1), ([5_400, 60, 66_000], 0.7)])
+def test_a_share_is_random_pieces_that_end_with_words(sizes, share):
+    """Every word is numbered, so that the pieces show their places."""
+    words = itertools.count()
+    whole = []
+    for size in sizes:
+        text = "".join(f"wäl{next(words):06}\n" for _ in range(size // 10))
+        # A long document comes in chunks, which end where they like.
+        whole += [corpus.Document("a", text[:1_000], False), corpus.Document("a", text[1_000:], True)]
+    part = sampled(whole, share)
+    total = sum(len(text.encode()) for text in texts(whole))
+    assert abs(part.text_bytes - share * total) <= 2 * corpus.PIECE
+    documents = ["".join(document.text for document in group) for group in documents_of(part)]
+    numbers = [[int(word[3:]) for word in text.split()] for text in documents]
+    assert all(text.startswith("wäl") and text.endswith("\n") for text in documents)
+    assert all(row == list(range(row[0], row[-1] + 1)) for row in numbers)
+    flat = [number for row in numbers for number in row]
+    assert flat == sorted(set(flat)), "no word is taken twice, and the order is that of the text"
+    # The pieces are spread over the text: a prefix or a suffix would lie in one half.
+    assert 0.2 < sum(number < next(words) / 2 for number in flat) / len(flat) < 0.8
+    assert sampled(whole, share, seed=1).digest != part.digest == sampled(whole, share).digest
+    assert {*flat} >= {int(word[3:]) for text in texts(sampled(whole, share / 2)) for word in text.split()}
+    with pytest.raises(BadInput, match=r"--data\.take 1e-09: less than half of a piece"):
+        sampled(whole, 1e-9)
+    assert sampled(whole, 1.0).text_bytes == total
+
+
+def documents_of(chunks):
+    """Yield the chunks of each document."""
+    group = []
+    for chunk in chunks:
+        group.append(chunk)
+        if chunk.last:
+            yield group
+            group = []
+    assert not group, "the last chunk of a sample ends a document"
 
 
 def test_a_sample_is_everything_or_evenly_spread(tmp_path):
