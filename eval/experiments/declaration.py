@@ -143,6 +143,10 @@ class Tier:
     """Options by name of the stage."""
     recipes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Recipes that replace others at this scale: {"bert-nano": "bert"}."""
+    rates: tuple[float, ...] = ()
+    """Factors of the main stage's learning rate, of which a pilot chooses one for each row; none = there is no pilot."""
+    pilot_seeds: tuple[int, ...] = (1000, 1001)
+    """Seeds of the pilot, none of which the grid may have."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -241,6 +245,8 @@ def _problems(experiment: Experiment) -> list[str]:
         problems += [f"tier {tier}: there is no stage {name}" for name in settings.overrides if name not in stages]
         if settings.looks and (settings.looks[-1] != settings.seeds or sorted({*settings.looks}) != [*settings.looks]):
             problems.append(f"tier {tier}: its looks {settings.looks} must rise to its number of seeds, {settings.seeds}")
+        if settings.rates and "optim.lr" not in {**experiment.main.overrides, **settings.overrides.get(experiment.main.name, {})}:
+            problems.append(f"tier {tier}: its rates are multiples of optim.lr of the stage {experiment.main.name}; set it")
     if len(experiment.claims) > LARGEST_CLAIMS:
         problems.append(f"{len(experiment.claims)} claims: register at most {LARGEST_CLAIMS}")
     for claim in experiment.claims:

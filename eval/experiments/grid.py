@@ -61,6 +61,8 @@ class Grid:
     seeds: tuple[int, ...]
     files: Files
     nodes: tuple[Node, ...]
+    pilot: Mapping[str, Any] | None = None
+    """The part of the registration that a pilot determined: `eval.experiments.pilot.read_pilot`."""
 
     def chain(self, row: str, seed: int) -> list[Node]:
         """Return the nodes of a cell in the order of the stages, those that it shares with other rows included."""
@@ -83,12 +85,14 @@ def build_grid(
     *,
     seeds: tuple[int, ...] = (),
     flops_per_step: Callable[[Run], float] | None = None,
+    pilot: Mapping[str, Any] | None = None,
 ) -> Grid:
     """Return the grid of an experiment at a tier; every run is parsed.
 
     Args:
         seeds: none = 0, 1, ... up to the tier's number of seeds.
         flops_per_step: the FLOPs of a training step, for options with a value of `Flops`.
+        pilot: the part of the registration that a pilot determined.
 
     Raises:
         BadInput: the experiment has no such tier; or an option of a stage does not exist or has a wrong value, and the message
@@ -103,7 +107,7 @@ def build_grid(
         for seed in seeds:
             for row in experiment.tier_rows(tier):
                 nodes += [node for node in builder.cell(row, seed) if node.name not in {other.name for other in nodes}]
-    return Grid(experiment=experiment, tier=tier, seeds=seeds, files=files, nodes=tuple(nodes))
+    return Grid(experiment=experiment, tier=tier, seeds=seeds, files=files, nodes=tuple(nodes), pilot=pilot)
 
 
 @dataclasses.dataclass

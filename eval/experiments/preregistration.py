@@ -23,7 +23,7 @@ from train.run.run_dir import write_json
 from zoo.errors import BadInput
 from zoo.json_shapes import read_shaped_json
 
-FIXED = ("name", "tier", "seeds", "budget", "control", "rows", "tokenizer", "corpus", "tasks")
+FIXED = ("name", "tier", "seeds", "budget", "control", "rows", "tokenizer", "corpus", "tasks", "pilot")
 """Parts that a later start may not change."""
 PACKAGES = ("jax", "numpy", "scipy")
 """Packages that runs and verdicts depend on, whose versions are registered."""
@@ -62,6 +62,7 @@ def registration_of(grid: Grid) -> dict[str, Any]:
         "control": experiment.control,
         "corpus": grid.files.corpus,
         "tasks": task_digests(grid.files, texts),
+        "pilot": grid.pilot,
         "claims": claims,
         "forecast": {claim["id"]: experiment.forecast[claim["id"]] for claim in claims},
         "judge": registered_judge(experiment.judge or verdicts.judge),
@@ -234,11 +235,11 @@ def _difference(name: str, before: Any, now: Any) -> str:
                 if flat_before.get(key, "absent") != flat_now.get(key, "absent")
             ]
         return "; ".join(sorted(lines))
-    if name == "tokenizer":
-        return "the training of the tokenizer"
     if name == "tasks":
         edits = _changes(ALL_CLAIMS, "", before or {}, now)
         return "; ".join(f"tasks: {edit['field']} {edit['before']} before, {edit['now']} now" for edit in edits)
+    if name in ("tokenizer", "pilot"):
+        return {"tokenizer": "the training of the tokenizer", "pilot": "the result of the pilot"}[name]
     before, now = (" ".join(map(str, value)) if isinstance(value, list) else value for value in (before, now))
     return f"{name}: {before} before, {now} now"
 

@@ -16,9 +16,10 @@ REFUSED = {
         ("repeats", "new", "--corpus", "embedded"),
         "--corpus embedded: this tier trains on the public corpus",
     ),
-    "no task files": (("inputs", "new", "--corpus", "text", "--corpus-digest", "any"), "--tasks: this tier reads published"),
+    "no task files": (("objectives", "new", "--corpus", "text", "--corpus-digest", "any"), "--tasks: this tier reads published"),
     "two answers": (("masks", "new", "--plan", "--slurm"), "--plan --plan --slurm: choose one"),
     "nothing to render": (("masks", "new", "--tier", "smoke", "--render"), "new is not an experiment: registration.json cannot"),
+    "no pilot": (("masks", "new", "--tier", "smoke", "--pilot"), "--pilot True: the tier smoke of masks has no pilot"),
     "a file": (("masks", "text/train/a.txt", "--tier", "smoke"), "text/train/a.txt: is a file"),
 }
 

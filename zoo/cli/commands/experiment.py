@@ -55,6 +55,8 @@ def experiment(args: list[str]) -> int:
         """Print a script that submits the runs to Slurm, with one job array per level; Slurm need not be installed here."""
         jobset: bool = False
         """Print Kubernetes job sets, one per level."""
+        pilot: bool = False
+        """Only run the pilot, which chooses the learning rate of each row; without this flag the grid follows it."""
         render: bool = False
         """Only write experiment.json and the page, from the runs that exist."""
 
@@ -81,8 +83,43 @@ def experiment(args: list[str]) -> int:
         files = experiment_data.find_files(
             tier, needs_tasks, folder=options.corpus, digest=options.corpus_digest, tasks=options.tasks
         )
+    if tier.rates:
+        return _act_after_pilot(options, declared, files, folder)
+    require(not options.pilot, "pilot", True, f"the tier {options.tier} of {declared.name} has no pilot; leave this flag out")
     seeds = tuple(range(options.seeds))
     grid = grids.build_grid(declared, options.tier, files, parse_options, seeds=seeds, flops_per_step=_flops_per_step)
+    return _act(options, grid, folder)
+
+
+def _act_after_pilot(options: Any, declared: Any, files: Any, folder: Path) -> int:
+    """Act on the pilot of a tier, and once it is finished on the grid with the rates that it chose."""
+    from eval.experiments import grid as grids
+    from eval.experiments import pilot
+
+    tier = declared.tiers[options.tier]
+    seeds = tuple(range(options.seeds or tier.seeds or declared.seeds))
+    result = pilot.finished_pilot(folder)
+    if result is None or options.pilot or options.plan:
+        pilot_grid = grids.build_grid(
+            pilot.pilot_experiment(declared, options.tier),
+            options.tier,
+            files,
+            parse_options,
+            seeds=tier.pilot_seeds,
+            flops_per_step=_flops_per_step,
+        )
+        print(f"pilot: {len(tier.rates)} learning rates for each row, seeds {', '.join(map(str, tier.pilot_seeds))}")
+        code = _act(options, pilot_grid, folder / pilot.FOLDER)
+        result = pilot.finished_pilot(folder)
+        if options.pilot or (result is None and not options.plan):
+            return code
+    chosen = None
+    if result is not None:
+        chosen = pilot.read_pilot(declared, options.tier, result)
+        declared = pilot.tuned_experiment(declared, options.tier, chosen, seeds)
+    grid = grids.build_grid(
+        declared, options.tier, files, parse_options, seeds=seeds, flops_per_step=_flops_per_step, pilot=chosen
+    )
     return _act(options, grid, folder)
 
 
