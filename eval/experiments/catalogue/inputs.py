@@ -1,7 +1,7 @@
 """RoBERTa's table 2 and BERT's table 5: the format of the rows, and next-sentence prediction."""
 
 from eval.experiments.catalogue import _common as common
-from eval.experiments.declaration import Experiment, Row, Tier, Times
+from eval.experiments.declaration import Experiment, Row, Times
 
 SOURCE = "Liu et al. 2019, table 2"
 
@@ -41,7 +41,16 @@ def inputs() -> Experiment:
         ),
         Row(name="fresh", label="no pretraining (control)", overrides={"data.rows": "full_sentences", **common.FRESH}),
     )
-    accuracy = {"metric": "sst2_test/accuracy", "margin": 0.01}
+    loss = {"metric": "common/loss", "margin": 0.02}
+    small = common.nano(
+        "segment_nsp",
+        "sentence_nsp",
+        "segment",
+        "full",
+        "doc",
+        "fresh",
+        pretrain={**common.TINY, "data.length": 128, "data.batch": 8},
+    )
     return Experiment(
         name="inputs",
         question="Which rows should a masked model be pretrained on, and does it need next-sentence prediction?",
@@ -49,16 +58,16 @@ def inputs() -> Experiment:
         scale="RoBERTa of {parameters} parameters and {tokens} tokens; the paper: 125M parameters, 131B tokens",
         rows=rows,
         control="fresh",
-        stages=(common.pretraining("roberta-nano", {"data.pack": True}), common.SST2, common.SST2_TEST),
+        stages=(common.pretraining("roberta-nano", {"data.pack": True}), common.COMMON),
         budget="text_tokens",
         claims=(
             common.claim(
-                "sentence_below_segment",
-                "sentence_nsp < segment_nsp",
+                "sentence_above_segment",
+                "sentence_nsp > segment_nsp",
                 "Pairs of single sentences are worse than pairs of segments.",
                 -0.8,
                 source=SOURCE,
-                **accuracy,
+                **loss,
             ),
             common.claim(
                 "nsp_not_needed",
@@ -66,7 +75,7 @@ def inputs() -> Experiment:
                 "Pairs of segments are as good without the next-sentence loss.",
                 -0.1,
                 source=f"{SOURCE} against Devlin et al. 2019, table 5, where SST-2 falls by 0.1 and QNLI by 3.5",
-                **accuracy,
+                **loss,
             ),
             common.claim(
                 "full_is_segment_nsp",
@@ -74,7 +83,7 @@ def inputs() -> Experiment:
                 "Full sentences without pairs are as good as pairs of segments with the next-sentence loss.",
                 -0.4,
                 source=SOURCE,
-                **accuracy,
+                **loss,
             ),
             common.claim(
                 "full_is_doc",
@@ -82,27 +91,19 @@ def inputs() -> Experiment:
                 "It does not matter whether rows cross the ends of documents.",
                 -0.2,
                 source=SOURCE,
-                **accuracy,
+                **loss,
             ),
         ),
         tiers={
-            "smoke": common.smoke(
-                "segment_nsp", "sentence_nsp", "fresh", tasks="generated", pretrain=common.SMALL, sst2=common.SST2_SMOKE
-            ),
-            "nano": Tier(
-                rows=("segment_nsp", "sentence_nsp", "segment", "full", "fresh"),
-                overrides={"pretrain": {"steps": 640}, "sst2": common.SST2_NANO},
-            ),
-            "night": Tier(overrides={"pretrain": {"steps": 5_120, "optim.warmup": 512}, "sst2": common.SST2_NANO}),
-            "paper": common.paper("roberta", pretrain={"steps": 1_000_000, "data.batch": 256}, sst2={"steps": 1_300}),
+            "smoke": common.smoke("segment_nsp", "sentence_nsp", "fresh", pretrain=common.SMALL),
+            "nano": small,
+            "night": common.night(small),
+            "paper": common.paper("roberta", pretrain={"steps": 1_000_000, "data.batch": 256}),
         },
         forecast={
-            "sentence_below_segment": "Not shown in nano; perhaps reproduced in night.",
-            "nsp_not_needed": "Not shown in nano, where the interval is wider than a point: the head stays at chance (50 % was "
-            "measured), so that the row tests nothing but the format.",
-            "full_is_segment_nsp": "Not shown in nano, for the same reason.",
-            "full_is_doc": "Not shown: the difference is small in the paper too.",
+            "sentence_above_segment": "Reproduced: words have less context in single sentences.",
+            "nsp_not_needed": "Equivalent: the head stays near chance at this size, and takes nothing from the masked loss.",
+            "full_is_segment_nsp": "Contradicted or not shown: full sentences have twice the context of a segment of a pair.",
+            "full_is_doc": "Equivalent.",
         },
-        floors=common.SST2_FLOORS,
-        baselines=common.SST2_BASELINES,
     )

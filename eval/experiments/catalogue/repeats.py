@@ -2,8 +2,8 @@
 
 import itertools
 
-from eval.experiments.catalogue._common import FRESH_ROW, SMALL_T5, claim, paper, pretraining, smoke
-from eval.experiments.declaration import Experiment, Row, Tier
+from eval.experiments.catalogue._common import FRESH_ROW, SMALL_T5, TINY_T5, claim, nano, night, paper, pretraining, smoke
+from eval.experiments.declaration import Experiment, Row
 
 SOURCE = "Raffel et al. 2020, table 9"
 SHARES = {"full": 1, "share_16": 16, "share_64": 64, "share_256": 256}
@@ -16,8 +16,9 @@ PAPER = {
 
 
 def repeats() -> Experiment:
-    """Return the experiment. All rows read as many tokens; they differ in how many of those are new."""
+    """Return the experiment. All rows read as many tokens; a part of the text is random pieces of it, others for each seed."""
     loss = {"metric": "pretrain/loss", "margin": 0.02, "source": SOURCE}
+    small = nano(pretrain=TINY_T5)
     rows = [
         Row(name=name, label=PAPER[name][0], paper=PAPER[name][1], overrides={} if share == 1 else {"data.take": 1 / share})
         for name, share in SHARES.items()
@@ -44,14 +45,15 @@ def repeats() -> Experiment:
         claims=tuple(claims),
         tiers={
             "smoke": smoke("full", "share_16", "fresh", pretrain=SMALL_T5),
-            "nano": Tier(overrides={"pretrain": {"steps": 600, "optim.warmup": 60}}),
-            "night": Tier(overrides={"pretrain": {"steps": 5_500, "optim.warmup": 550}}),
+            "nano": small,
+            "night": night(small),
             "paper": paper("t5", seeds=1),
         },
         forecast={
-            "full_below_share_16": "Not shown in nano, where a 16th of the text is read about three times; reproduced in night.",
-            "share_16_below_share_64": "Reproduced: a 64th of the text is read about 13 times in nano.",
-            "share_64_below_share_256": "Reproduced, and the largest of the three: about 52 passes in nano.",
+            "full_below_share_16": "Equivalent in nano: a 16th of the text is read five times, which costs about as much as new "
+            "text (Muennighoff et al. 2023: four passes cost nothing); reproduced in night.",
+            "share_16_below_share_64": "Reproduced, by less than 0.1 nats: a 64th of the text is read about 20 times.",
+            "share_64_below_share_256": "Reproduced, and the largest of the three: about 80 passes.",
         },
     )
 
