@@ -199,9 +199,8 @@ def _floors(experiment: Experiment, grid: Grid, cells: Sequence[Mapping[str, Any
                 value, source = statistics.mean(values), "computed on the held-out data of the runs"
                 floors.append({"name": name, "metric": f"{stage}/{metric}", "value": value, "source": source})
     if grid.experiment.tiers[grid.tier].tasks == "files":
-        names = ("name", "metric", "value", "source", "gate")
-        declared = [*((*floor, True) for floor in experiment.floors), *((*floor, False) for floor in experiment.baselines)]
-        floors += [dict[str, Any](zip(names, floor, strict=True)) for floor in declared]
+        names = ("name", "metric", "value", "source")
+        floors += [dict[str, Any](zip(names, floor, strict=True)) for floor in experiment.floors]
     return floors
 
 

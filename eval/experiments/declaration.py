@@ -174,8 +174,6 @@ class Experiment:
     """Recipe that trains the tokenizer of all rows; empty = the recipe of the main stage."""
     floors: tuple[tuple[str, str, float, str], ...] = ()
     """Scores of trivial baselines on the published task files, which a seed must beat: (name, metric, value, source)."""
-    baselines: tuple[tuple[str, str, float, str], ...] = ()
-    """Scores of stronger methods on these files, which are printed only."""
     judge: Callable[..., list[dict[str, Any]]] | None = None
     """Function with the signature of `eval.experiments.analysis.verdicts.judge` that replaces it."""
 

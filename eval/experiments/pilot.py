@@ -12,7 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.experiments.declaration import Experiment, Row, Times
+from eval.experiments.analysis import significance_tests
+from eval.experiments.analysis.seed_values import sign_of_better
+from eval.experiments.analysis.significance_tests import LEVEL, Design
+from eval.experiments.declaration import Claim, Experiment, Row, Times
 from zoo.errors import BadInput
 from zoo.json_shapes import read_shaped_json
 
@@ -22,7 +25,7 @@ SHAPE = {
     "registration": {"seeds": [int], "hash": str},
     "cells": [{"row": str, "stage": str, "status": str, "scores": {str: object}}],
 }
-SEPARATOR = "@"
+SEPARATOR = "-rate"
 """Between the name of a row and the factor of its rate, in the names of the pilot's rows."""
 
 
@@ -56,41 +59,35 @@ def finished_pilot(folder: Path) -> dict[str, Any] | None:
 def read_pilot(experiment: Experiment, tier: str, result: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of the registration that the pilot determines, from the pilot's experiment.json.
 
-    `rows` has for each row the chosen `factor` of the learning rate, the `values` of each factor over the pilot's seeds, and the
-    standard deviation `sd` over seeds, pooled over the factors whose seeds all have a value. The metric of a row is that of the
-    first claim about it, or else of the first claim.
+    `rows` has for each row the chosen `factor` of the learning rate, the `values` of each factor over the pilot's seeds in the
+    metric of the first claim about the row (or else of the first claim), and by metric the standard deviation over seeds, `sd`,
+    pooled over the factors whose seeds all have a value. `power` has for each claim the chance that the seeds of the tier find a
+    difference of the claim's margin, or show an equivalence of equal rows, at these standard deviations.
 
     Raises:
         BadInput: no rate of a row has a value for every seed.
     """
-    settings, seeds = experiment.tiers[tier], list(result["registration"]["seeds"])
+    seeds = list(result["registration"]["seeds"])
     rows: dict[str, Any] = {}
     for row in experiment.tier_rows(tier):
-        metric, is_lower_better = _metric(experiment, row.name)
-        stage, score = metric.split("/")
-        names = {factor: f"{row.name}{SEPARATOR}{factor:g}" for factor in settings.rates}
-        if row.name == experiment.control:
-            names = {1.0: row.name}
-        values = {
-            f"{factor:g}": [
-                cell["scores"][score]
-                for cell in result["cells"]
-                if cell["row"] == name and cell["stage"] == stage and cell["status"] != "diverged" and score in cell["scores"]
-            ]
-            for factor, name in names.items()
-        }
-        complete = {factor: of_factor for factor, of_factor in values.items() if len(of_factor) == len(seeds)}
-        if not complete:
+        metric, is_lower_better = _tuned_metric(experiment, row.name)
+        values = _complete_values(experiment, tier, result, row.name, metric)
+        if not values:
             raise BadInput(
                 f"the pilot of {experiment.name}: no rate of the row {row.name} has {metric} for every seed; see its page"
             )
-        best = (min if is_lower_better else max)(complete, key=lambda factor: statistics.mean(complete[factor]))
-        rows[row.name] = {"factor": float(best), "metric": metric, "values": values, "sd": _pooled_deviation(complete.values())}
-    return {"seeds": seeds, "hash": result["registration"]["hash"], "rows": rows}
+        best = (min if is_lower_better else max)(values, key=lambda factor: statistics.mean(values[factor]))
+        by_metric = {
+            other: _pooled_deviation(_complete_values(experiment, tier, result, row.name, other).values())
+            for other in dict.fromkeys(part.metric for claim in experiment.claims for part in claim.by_metric)
+        }
+        rows[row.name] = {"factor": float(best), "metric": metric, "values": values, "sd": by_metric}
+    power = {claim.id: _planned_power(experiment, tier, claim, rows) for claim in experiment.tier_claims(tier)}
+    return {"seeds": seeds, "hash": result["registration"]["hash"], "rows": rows, "power": power}
 
 
 def tuned_experiment(experiment: Experiment, tier: str, pilot: Mapping[str, Any], seeds: Sequence[int]) -> Experiment:
-    """Return the experiment with the learning rates that the pilot chose.
+    """Return the experiment with the learning rates that the pilot chose, and claims that have its standard deviations.
 
     Raises:
         BadInput: the grid has a seed of the pilot, on which its rates were chosen.
@@ -104,7 +101,69 @@ def tuned_experiment(experiment: Experiment, tier: str, pilot: Mapping[str, Any]
         for row in experiment.tier_rows(tier)
     )
     others = tuple(row for row in experiment.rows if row.name not in {tuned.name for tuned in rows})
-    return dataclasses.replace(experiment, rows=(*rows, *others))
+    claims = tuple(
+        dataclasses.replace(
+            claim,
+            pilot_deviation=_largest_deviation(claim, claim.metric, pilot["rows"]),
+            second_pilot_deviation=claim.second_metric and _largest_deviation(claim, claim.second_metric, pilot["rows"]),
+        )
+        for claim in experiment.claims
+    )
+    return dataclasses.replace(experiment, rows=(*rows, *others), claims=claims)
+
+
+def planning_lines(experiment: Experiment, tier: str, pilot: Mapping[str, Any]) -> list[str]:
+    """Return what the pilot found, a line for each row and claim."""
+    seeds = experiment.tiers[tier].seeds
+    lines = [
+        f"{name}: {row['factor']:g} times the rate; {row['metric']} "
+        + ", ".join(f"{statistics.mean(values):.4f} at {factor}" for factor, values in row["values"].items())
+        for name, row in pilot["rows"].items()
+    ]
+    for claim in experiment.tier_claims(tier):
+        if (power := pilot["power"][claim.id]) is not None:
+            shown = f"equal rows as equivalent within {claim.margin:g}" if claim.kind == "equivalent" else f"{claim.margin:g}"
+            lines.append(f"{claim.id}: {seeds} seeds find {shown} in {power:.0%} of the cases")
+    return lines
+
+
+def _complete_values(
+    experiment: Experiment, tier: str, result: Mapping[str, Any], row: str, metric: str
+) -> dict[str, list[float]]:
+    """Return factor -> the values of a metric, of each factor that has a value for every seed."""
+    stage, score = metric.split("/")
+    names = {f"{factor:g}": f"{row}{SEPARATOR}{factor:g}" for factor in experiment.tiers[tier].rates}
+    if row == experiment.control:
+        names = {"1": row}
+    values = {
+        factor: [
+            float(cell["scores"][score])
+            for cell in result["cells"]
+            if cell["row"] == name and cell["stage"] == stage and cell["status"] != "diverged" and score in cell["scores"]
+        ]
+        for factor, name in names.items()
+    }
+    return {factor: numbers for factor, numbers in values.items() if len(numbers) == len(result["registration"]["seeds"])}
+
+
+def _planned_power(experiment: Experiment, tier: str, claim: Claim, rows: Mapping[str, Any]) -> float | None:
+    """Return the power of a claim; None for paired seeds, whose differences have a deviation of their own, and without one."""
+    deviations = [rows[name]["sd"].get(claim.metric) for name in (claim.row, *claim.reference) if name in rows]
+    known = [deviation for deviation in deviations if deviation]
+    if claim.paired or len(known) < 2:
+        return None
+    seeds = experiment.tiers[tier].seeds
+    tests = sum(len(other.by_metric) for other in experiment.tier_claims(tier))
+    design = Design(counts=(seeds, seeds), deviations=(known[0], max(known[1:])), alpha=LEVEL / tests, least=max(known))
+    power = significance_tests.power_of_equivalence if claim.kind == "equivalent" else significance_tests.power_of_direction
+    return power(claim.margin, design)
+
+
+def _largest_deviation(claim: Claim, metric: str, rows: Mapping[str, Any]) -> float | None:
+    if claim.paired:
+        return None
+    known = [rows[name]["sd"].get(metric) for name in (claim.row, *claim.reference) if name in rows]
+    return max((deviation for deviation in known if deviation), default=None)
 
 
 def _with_rate(row: Row, factor: float, name: str = "") -> Row:
@@ -112,10 +171,8 @@ def _with_rate(row: Row, factor: float, name: str = "") -> Row:
     return dataclasses.replace(row, name=name or row.name, label=label, overrides={**row.overrides, RATE: Times(factor)})
 
 
-def _metric(experiment: Experiment, row: str) -> tuple[str, bool]:
+def _tuned_metric(experiment: Experiment, row: str) -> tuple[str, bool]:
     """Return the metric by which a row is tuned, and whether lower is better."""
-    from eval.experiments.analysis.seed_values import sign_of_better
-
     about = [claim for claim in experiment.claims if row in (claim.row, *claim.reference)] or list(experiment.claims)
     return about[0].metric, sign_of_better(about[0].metric, about[0].better) < 0
 

@@ -256,7 +256,7 @@ def record_start(
 
     The row has `facts`, as the console shows them, versions, provenance (with the hash of the registration, if the run is of an
     experiment), the date, the FLOPs of a step, the `rate` of matrix products that was measured (0 = none), the seconds `spent`
-    since the start (`train.run.time_account`), and the `options` that repeat its steps (`train.run.run_identity.repeated_options`).
+    since the start (`train.run.time_account`), and the `options` that repeat its steps (`run_identity.repeated_options`).
     It is called before the rows of metrics.jsonl after `step` are dropped.
     """
     row = {"step": step, "at": time.time(), "facts": dict(facts), "versions": software_versions(), "flops": flops, "rate": rate}

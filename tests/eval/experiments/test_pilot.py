@@ -35,22 +35,23 @@ def result(losses: dict[str, tuple[float | None, ...]]) -> dict[str, Any]:
     return {"registration": {"seeds": [*TIER.pilot_seeds], "hash": "0" * 64}, "cells": cells}
 
 
-LOSSES = {"a@0.5": (3.0, 3.2), "a@2": (2.0, None), "b@0.5": (3.0, 3.2), "b@2": (2.9, 2.9), "none": (6.0, 6.0)}
+LOSSES = {"a-rate0.5": (3.0, 3.2), "a-rate2": (2.0, None), "b-rate0.5": (3.0, 3.2), "b-rate2": (2.9, 2.9), "none": (6.0, 6.0)}
 
 
 def test_a_pilot_has_each_row_at_each_rate_and_other_seeds() -> None:
     trial = pilot.pilot_experiment(declared(), "smoke")
-    assert [row.name for row in trial.rows] == ["a@0.5", "a@2", "b@0.5", "b@2", "none"] and not trial.claims
+    assert [row.name for row in trial.rows] == ["a-rate0.5", "a-rate2", "b-rate0.5", "b-rate2", "none"] and not trial.claims
     grid = build_grid(trial, "smoke", FILES, parse_options, seeds=TIER.pilot_seeds)
     rates = {node.row: node.config.optim.lr for node in grid.nodes if node.stage == "pretrain"}
-    assert rates == {"a@0.5": 5e-4, "a@2": 2e-3, "b@0.5": 5e-4, "b@2": 2e-3, "none": 1e-3}
+    assert rates == {"a-rate0.5": 5e-4, "a-rate2": 2e-3, "b-rate0.5": 5e-4, "b-rate2": 2e-3, "none": 1e-3}
     assert {node.seed for node in grid.nodes if node.row} == {1000, 1001}
 
 
 def test_the_best_rate_of_which_every_seed_has_a_value_is_chosen() -> None:
     chosen = pilot.read_pilot(declared(), "smoke", result(LOSSES))
     assert {name: row["factor"] for name, row in chosen["rows"].items()} == {"a": 0.5, "b": 2.0, "none": 1.0}
-    assert chosen["rows"]["a"]["sd"] == pytest.approx(0.02**0.5) and chosen["rows"]["b"]["sd"] == pytest.approx(0.1)
+    assert chosen["rows"]["a"]["sd"]["pretrain/loss"] == pytest.approx(0.02**0.5)
+    assert chosen["rows"]["b"]["sd"]["pretrain/loss"] == pytest.approx(0.1) and 0 < chosen["power"]["b_below_a"] < 0.1
     tuned = pilot.tuned_experiment(declared(), "smoke", chosen, (0, 1, 2))
     grid = build_grid(tuned, "smoke", FILES, parse_options, pilot=chosen)
     assert {node.row: node.config.optim.lr for node in grid.nodes if node.stage == "pretrain"} == {
@@ -58,6 +59,7 @@ def test_the_best_rate_of_which_every_seed_has_a_value_is_chosen() -> None:
         "b": 2e-3,
         "none": 1e-3,
     }
+    assert [claim.pilot_deviation for claim in tuned.claims] == [pytest.approx(0.02**0.5)]
     assert registration_of(grid)["pilot"] == json.loads(json.dumps(chosen))
 
 
@@ -67,7 +69,7 @@ def test_wrong_pilots_are_refused() -> None:
     with pytest.raises(BadInput, match="seed 1000 is one of the pilot's"):
         pilot.tuned_experiment(declared(), "smoke", chosen, (0, 1000))
     with pytest.raises(BadInput, match="no rate of the row a has pretrain/loss for every seed"):
-        pilot.read_pilot(declared(), "smoke", result(LOSSES | {"a@0.5": (3.0, None)}))
+        pilot.read_pilot(declared(), "smoke", result(LOSSES | {"a-rate0.5": (3.0, None)}))
     with pytest.raises(BadInput, match=r"row b: it has its own optim\.lr, which the pilot chooses"):
         pilot.pilot_experiment(declared(**with_row("b", **{"optim.lr": 2e-3})), "smoke")
     with pytest.raises(BadInput, match=r"tier smoke: its rates are multiples of optim\.lr of the stage pretrain; set it"):

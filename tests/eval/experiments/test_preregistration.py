@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from eval.experiments import collect_results, experiment_data, judge_source, preregistration
-from eval.experiments.analysis import registration_seal, scaling_fit, verdicts
+from eval.experiments.analysis import registration_seal, scaling_fit, significance_tests
 from eval.experiments.declaration import Tier
 from eval.experiments.page.registration_edits import check_registration, edit_lines
 from tests.support.processes import ROOT
@@ -91,7 +91,7 @@ def test_the_seal_covers_the_claims_the_judge_the_code_and_the_data(tmp_path: Pa
     registered = preregistration.register_grid(small_grid(), tmp_path)
     sealed = json.loads((tmp_path / preregistration.FILE).read_text())
     assert registered["sealed"] == sealed and registration_seal.seal_problem(sealed) == ""
-    assert sealed["judge"]["levels"]["eval.experiments.analysis.verdicts.LEVEL"] == verdicts.LEVEL
+    assert sealed["judge"]["levels"]["eval.experiments.analysis.significance_tests.LEVEL"] == significance_tests.LEVEL
     assert {"jax", "numpy", "scipy"} == sealed["versions"].keys() and {"commit", "dirty"} < sealed["code"].keys()
     for name in sealed.keys() - {"hash"}:
         assert registration_seal.seal_problem({**sealed, name: "edited"}), name
@@ -138,18 +138,18 @@ def test_what_differs_from_the_registration_is_recorded_and_exploratory(tmp_path
     assert more["changed"] == ["again"]
     assert preregistration.register_grid(small_grid(claims=()), tmp_path)["changed"] == ["b_below_a"]
     # Another level of the judge, or another judge, concerns every claim.
-    source = Path(verdicts.__file__).read_text().replace("LEVEL, OPPOSITE_LEVEL = 0.04", "LEVEL, OPPOSITE_LEVEL = 0.05")
-    monkeypatch.setattr(judge_source, "_source", stand_in_for(verdicts.__name__, source, tmp_path / "verdicts.py"))
+    source = Path(significance_tests.__file__).read_text().replace("LEVEL = 0.025", "LEVEL = 0.05")
+    monkeypatch.setattr(judge_source, "_source", stand_in_for(significance_tests.__name__, source, tmp_path / "tests.py"))
     edited = preregistration.register_grid(small_grid(), tmp_path)
     assert edited["changed"] == ["b_below_a"] and [edit["field"] for edit in edited["edits"]] == [
-        "judge eval.experiments.analysis.verdicts",
-        "level eval.experiments.analysis.verdicts.LEVEL",
+        "judge eval.experiments.analysis.significance_tests",
+        "level eval.experiments.analysis.significance_tests.LEVEL",
     ]
     (line, level) = edit_lines(edited)
     assert level.endswith(
-        "LEVEL was 0.04 when it was registered, and is 0.05 since 2100-01-01, so that every claim is exploratory."
+        "LEVEL was 0.025 when it was registered, and is 0.05 since 2100-01-01, so that every claim is exploratory."
     )
-    assert re.match(r"The judge eval.experiments.analysis.verdicts was [0-9a-f]{12}… when it was registered, and is", line)
+    assert re.match(r"The judge eval.experiments.analysis.significance_tests was [0-9a-f]{12}… when it was registered, and is", line)
 
 
 def stand_in_for(module: str, source: str, path: Path) -> Callable[[str], Path]:

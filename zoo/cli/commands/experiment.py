@@ -111,11 +111,14 @@ def _act_after_pilot(options: Any, declared: Any, files: Any, folder: Path) -> i
         print(f"pilot: {len(tier.rates)} learning rates for each row, seeds {', '.join(map(str, tier.pilot_seeds))}")
         code = _act(options, pilot_grid, folder / pilot.FOLDER)
         result = pilot.finished_pilot(folder)
-        if options.pilot or (result is None and not options.plan):
+        if result is None and not options.plan:
             return code
     chosen = None
     if result is not None:
         chosen = pilot.read_pilot(declared, options.tier, result)
+        print("\n".join(pilot.planning_lines(declared, options.tier, chosen)))
+        if options.pilot:
+            return 0
         declared = pilot.tuned_experiment(declared, options.tier, chosen, seeds)
     grid = grids.build_grid(
         declared, options.tier, files, parse_options, seeds=seeds, flops_per_step=_flops_per_step, pilot=chosen
