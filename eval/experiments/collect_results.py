@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.experiments import grid_checks, node_status, preregistration
+from eval.experiments.collected_outcomes import write_collected_outcomes
 from eval.experiments.declaration import Experiment
 from eval.experiments.grid import RUNS, TOKENIZER, Grid, Node
 from eval.experiments.item_sampling_error import item_errors
@@ -21,6 +22,11 @@ from zoo.json_shapes import shape_problem
 
 JSON, HTML, MARKDOWN = "experiment.json", "experiment.html", "experiment.md"
 COSTS = ("input_tokens", "text_tokens", "predictions", "bytes", "flops", "seconds", "peak_bytes")
+COMPARED = {
+    **{"tokenizer": "tokenizers", "held_out": "held-out data", "targets": "targets"},
+    **{"files": "files", "settings": "settings of the evaluation", "items": "items"},
+}
+"""Fingerprints that the cells of a claim must have in common, with the words for them."""
 TEXT_SLACK = 0.03
 """Share by which equal budgets in text tokens may differ: how much text is in a row is known only after the runs."""
 
@@ -59,13 +65,10 @@ def collect_results(grid: Grid, registration: Mapping[str, Any], folder: Path) -
     if budget["note"]:
         problems |= dict.fromkeys((claim["id"] for claim in claims), budget["note"])
         deviations.append(budget["note"])
-    registered = {claim["id"]: claim for claim in registration["sealed"]["claims"]}
-    for claim, declared in zip(claims, registration["claims"], strict=True):
-        # What was edited is beside the verdict, and what was registered in the registration.
-        before = registered.get(claim["id"], {})
-        claim |= {name: value for name, value in declared.items() if name not in claim and before.get(name) != value}
+    for claim in claims:
         if problem := problems.get(claim["id"]):
             claim |= {"verdict": "not testable", "reason": problem}
+    preregistration.add_edited_fields(claims, registration)
     sizes = _sizes(grid, folder, cells)
     return {
         "schema": 1,
@@ -85,6 +88,7 @@ def collect_results(grid: Grid, registration: Mapping[str, Any], folder: Path) -
         ],
         "floors": floors,
         "items": items,
+        "outcomes": write_collected_outcomes(grid, folder),
         "budget": budget,
         "deviations": list(dict.fromkeys(deviations)),
     }
@@ -107,7 +111,7 @@ def read_cell(node: Node, row: str, folder: Path) -> dict[str, Any]:
         "status": cell_status(node, folder, scores),
         "scores": {name: value for name, value in scores.items() if math.isfinite(value)},
         "costs": _costs(node, files, int(meta.get("step", 0)), meta),
-        "fingerprints": {name: meta[name] for name in ("held_out", "tokenizer", "data", "targets") if name in meta},
+        "fingerprints": _fingerprints(node, files, meta),
         "curve": [
             [row["step"] * tokens, None if per_step is None else row["step"] * per_step, row[main]]
             for row in valid
@@ -125,12 +129,26 @@ def cell_status(node: Node, folder: Path, scores: Mapping[str, float | int]) -> 
     return "done" if all(math.isfinite(value) for value in scores.values()) else "diverged"
 
 
+def _evaluation(node: Node, files: RunDir) -> dict[str, Any]:
+    """Return the entry of an evaluation in its run's evaluations.json; {} if there is none."""
+    entry = node_status.read_object(files.evaluations).get(node_status.evaluation_name(node), {})
+    return entry if isinstance(entry, dict) else {}
+
+
+def _fingerprints(node: Node, files: RunDir, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the scores of a cell depend on beside the model, so that only those with equal ones are compared.
+
+    An evaluation has the digest of its `files`, its `settings`, `items` and `tokenizer`; a training run those of its data.
+    """
+    if not node.task:
+        return {name: meta[name] for name in ("held_out", "tokenizer", "data", "targets") if name in meta}
+    entry = _evaluation(node, files)
+    fingerprint, tokenizer = entry.get("fingerprint", {}), entry.get("tokenizer")
+    return {**fingerprint, **({"tokenizer": tokenizer} if tokenizer else {})}
+
+
 def _scores(node: Node, files: RunDir) -> dict[str, float | int]:
-    if node.task:
-        entry = node_status.read_object(files.evaluations).get(node_status.evaluation_name(node), {})
-        content = entry.get("metrics", {}) if isinstance(entry, dict) else {}
-    else:
-        content = node_status.read_object(files.scores)
+    content = _evaluation(node, files).get("metrics", {}) if node.task else node_status.read_object(files.scores)
     return {name: value for name, value in content.items() if isinstance(value, int | float) and not isinstance(value, bool)}
 
 
@@ -230,21 +248,19 @@ def _budget(grid: Grid, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _data_problems(grid: Grid, cells: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return claim -> why its rows cannot be compared: they have other tokenizers, held-out data or targets."""
+    """Return claim -> why its rows cannot be compared: they have other tokenizers, held-out data, targets, files or items."""
     problems = {}
     for claim in grid.experiment.claims_by_metric(grid.tier):
         stage, rows = claim.metric.partition("/")[0], (claim.row, *claim.reference)
         of_stage = [cell for cell in cells if cell["stage"] == stage and cell["row"] in rows]
-        trained = any(node.stage == stage and not node.task for node in grid.nodes)
-        for name in ("tokenizer", *(("held_out", "targets") if trained else ())):
+        for name, words in COMPARED.items():
             first: dict[str, Any] | None = None
             for cell in of_stage:
                 if name not in cell["fingerprints"]:
                     continue
                 first = first or dict(cell)
                 if cell["fingerprints"][name] != first["fingerprints"][name]:
-                    what = {"tokenizer": "tokenizers", "held_out": "held-out data", "targets": "targets"}[name]
-                    problems[claim.id] = f"unequal {what}: {first['run']} and {cell['run']} were scored on different ones"
+                    problems[claim.id] = f"unequal {words}: {first['run']} and {cell['run']} were scored on different ones"
     return problems
 
 

@@ -117,6 +117,18 @@ def add_edits(registration: Mapping[str, Any], edits: Sequence[Mapping[str, Any]
     return in_force(registered, registration["claims"], [*registration["edits"], *dated])
 
 
+def add_edited_fields(entries: Sequence[dict[str, Any]], registration: Mapping[str, Any]) -> None:
+    """Add to the entries of claims in experiment.json what was edited in the declarations, as it is now.
+
+    What was registered is in the registration there.
+    """
+    before = {claim["id"]: claim for claim in registration["sealed"]["claims"]}
+    now = {claim["id"]: claim for claim in registration["claims"]}
+    for entry in entries:
+        old = before.get(entry["id"], {})
+        entry |= {name: value for name, value in now[entry["id"]].items() if name not in entry and old.get(name) != value}
+
+
 def record_tokenizer(registration: Mapping[str, Any], digest: str, folder: Path) -> dict[str, Any]:
     """Record the digest of the tokenizer and return the registration in force; a digest other than the recorded is an edit."""
     recorded = [record["tokenizer"] for record in registration["sealed"].get("records", []) if "tokenizer" in record]

@@ -61,7 +61,7 @@ def write_outcomes(folder: RunDir, name: str, outcomes: Outcomes) -> None:
     Raises:
         BadInput: the file is damaged, or cannot be written.
     """
-    arrays = _read(folder.outcomes) if folder.outcomes.exists() else {}
+    arrays = read_arrays(folder.outcomes) if folder.outcomes.exists() else {}
     values = dataclasses.asdict(outcomes) | {"id": np.array(outcomes.id, np.str_)}
     arrays |= {f"{name}/{field}": value for field, value in values.items()}
     content = io.BytesIO()
@@ -75,7 +75,7 @@ def read_outcomes(folder: RunDir, name: str) -> Outcomes:
     Raises:
         BadInput: the run has no such set, or the file is damaged.
     """
-    arrays = _read(folder.outcomes) if folder.outcomes.exists() else {}
+    arrays = read_arrays(folder.outcomes) if folder.outcomes.exists() else {}
     if f"{name}/id" not in arrays:
         names = ", ".join(sorted({key.rpartition("/")[0] for key in arrays})) or "none"
         raise BadInput(f"{folder.outcomes}: no outcomes of {name} (it has {names}); score the run again")
@@ -91,7 +91,12 @@ DTYPES = {"id": "U", "right": "f", "nats": "f", "count": "i"}
 """Field of a set -> kind of its dtype, as numpy calls it."""
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the one-dimensional arrays of texts and numbers in a .npz file.
+
+    Raises:
+        BadInput: the file is damaged, or has other arrays.
+    """
     try:
         members = outcome_sets.unpack_outcomes(read_regular(path, outcome_sets.LARGEST_FILE))
         return {name: _parse_array(content) for name, content in members.items()}

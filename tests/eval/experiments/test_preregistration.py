@@ -97,7 +97,7 @@ def test_the_seal_covers_the_claims_the_judge_the_code_and_the_data(tmp_path: Pa
         assert registration_seal.seal_problem({**sealed, name: "edited"}), name
 
 
-@pytest.mark.planted(count=4)
+@pytest.mark.planted(4)
 def test_a_registration_that_was_edited_by_hand_is_refused(tmp_path: Path) -> None:
     register_and_begin(tmp_path)
     intact = (tmp_path / preregistration.FILE).read_bytes()
@@ -118,7 +118,7 @@ def test_a_registration_that_was_edited_by_hand_is_refused(tmp_path: Path) -> No
         preregistration.read_registration(tmp_path)
 
 
-@pytest.mark.planted(count=5)
+@pytest.mark.planted(5)
 def test_what_differs_from_the_registration_is_recorded_and_exploratory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     register_and_begin(tmp_path)
     hopeful = small_grid(forecast={"b_below_a": "Reproduced, as it turned out."}, **with_claim(margin=0.5))
@@ -205,7 +205,7 @@ def test_the_tokenizer_is_recorded_once_it_exists(tmp_path: Path) -> None:
     assert registration_seal.seal_problem(preregistration.read_registration(tmp_path)) == ""
 
 
-@pytest.mark.planted(count=2)
+@pytest.mark.planted(2)
 def test_task_files_are_registered_by_their_digests(tmp_path: Path) -> None:
     files = dataclasses.replace(FILES, tasks=str(tmp_path / "tasks"))
     stage = dataclasses.replace(small_grid().experiment.stages[1], overrides={"files": "{tasks}/sst2/test.tsv"})

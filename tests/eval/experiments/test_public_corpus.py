@@ -76,7 +76,7 @@ def test_one_novel_the_last_addresses_and_a_tenth_of_the_plays_are_held_out() ->
     assert documents["train/web.txt"].count("In the beginning") == 2 and len(documents["train/moby_dick.txt"]) > 1_000_000
 
 
-@pytest.mark.planted(count=3)
+@pytest.mark.planted(3)
 def test_a_missing_or_other_source_and_a_foreign_file_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, content in small_packages().items():
         (tmp_path / name).write_bytes(content)
