@@ -194,9 +194,7 @@ def _other_registrations(cells: Sequence[Mapping[str, Any]], registered: str) ->
         if (recorded := cell["provenance"].get("registration", registered)) != registered:
             runs.setdefault(recorded, []).append(cell["run"])
     return [
-        preregistration.edit_entry(
-            preregistration.ALL_CLAIMS, f"registration of {', '.join(dict.fromkeys(names))}", recorded, registered
-        )
+        preregistration.edit_entry(preregistration.ALL_CLAIMS, "registration", recorded, registered) | {"runs": sorted({*names})}
         for recorded, names in runs.items()
     ]
 

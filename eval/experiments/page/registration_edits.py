@@ -9,6 +9,8 @@ from zoo.errors import BadInput
 
 DIGEST = 64
 """Characters of a SHA-256, of which the first 12 are shown."""
+MOST_RUNS = 3
+"""Number of runs that a sentence names."""
 
 
 def check_registration(result: Mapping[str, Any]) -> None:
@@ -29,12 +31,7 @@ def edit_lines(registration: Mapping[str, Any]) -> list[str]:
     edits = registration.get("edits") or ()
     named = {edit["claim"] for edit in edits}
     changed = [] if "" in named else [name for name in registration.get("changed") or () if name not in named]
-    lines = [f"The claim {name} was changed after the first run." for name in changed]
-    return lines + [
-        f"{_subject(edit)} was {_words(edit['before'])} when it was registered, and is {_words(edit['now'])} since {edit['date']}"
-        f"{'' if edit['claim'] else ', so that every claim is exploratory'}."
-        for edit in edits
-    ]
+    return [f"The claim {name} was changed after the first run." for name in changed] + [_sentence(edit) for edit in edits]
 
 
 def registration_facts(registration: Mapping[str, Any]) -> dict[str, str]:
@@ -54,8 +51,14 @@ def registration_facts(registration: Mapping[str, Any]) -> dict[str, str]:
     return facts
 
 
-def _subject(edit: Mapping[str, Any]) -> str:
-    return f"Claim {edit['claim']}: its {edit['field']}" if edit["claim"] else f"The {edit['field']}"
+def _sentence(edit: Mapping[str, Any]) -> str:
+    """Return an edit as a sentence."""
+    before, now, every = _words(edit["before"]), _words(edit["now"]), ", so that every claim is exploratory."
+    if runs := edit.get("runs"):
+        names = ", ".join(runs[:MOST_RUNS]) + (f" and {len(runs) - MOST_RUNS} more" if len(runs) > MOST_RUNS else "")
+        return f"The registration was replaced: {names} started under {before}, and it is {now}{every}"
+    subject = f"Claim {edit['claim']}: its {edit['field']}" if edit["claim"] else f"The {edit['field']}"
+    return f"{subject} was {before} when it was registered, and is {now} since {edit['date']}{'.' if edit['claim'] else every}"
 
 
 def _words(value: Any) -> str:
@@ -63,5 +66,5 @@ def _words(value: Any) -> str:
     if value is None:
         return "absent"
     if isinstance(value, str):
-        return f"{value[:12]}…" if len(value) == DIGEST and " " not in value else value
+        return f"{value[:12]}…" if len(value) == DIGEST and " " not in value else json.dumps(value, ensure_ascii=False)
     return json.dumps(value)

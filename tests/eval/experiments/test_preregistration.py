@@ -184,13 +184,11 @@ def test_a_registration_that_was_replaced_after_the_runs_is_noticed(tmp_path: Pa
     assert replaced["edits"] == []
     result = collect_results.write_results(small_grid(**with_claim(margin=0.5)), replaced, tmp_path)
     (edit,) = result["registration"]["edits"]
-    assert (edit["field"], edit["before"], edit["now"]) == (
-        "registration of runs/a-pretrain-0",
-        first["hash"],
-        replaced["hash"],
-    )
+    assert (edit["field"], edit["before"], edit["now"]) == ("registration", first["hash"], replaced["hash"])
+    assert edit["runs"] == ["runs/a-pretrain-0"]
     assert (
-        result["claims"][0]["exploratory"] and "registration of runs/a-pretrain-0 was" in (tmp_path / "experiment.md").read_text()
+        result["claims"][0]["exploratory"]
+        and "was replaced: runs/a-pretrain-0 started" in (tmp_path / "experiment.md").read_text()
     )
     # The record stays in the registration.
     assert preregistration.read_registration(tmp_path)["records"][0]["edits"][0]["before"] == first["hash"]
