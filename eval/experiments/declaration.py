@@ -17,6 +17,8 @@ Kind = Literal["less", "greater", "equivalent"]
 TIERS = ("smoke", "nano", "night", "paper")
 LARGEST_CLAIMS = 4
 """Maximum number of claims: Holm's correction for more would need many more seeds."""
+FEWEST_SEEDS = 5
+"""Seeds of each row without which there is no verdict."""
 TEXT = {"data.paths": "{train}", "data.valid_paths": "{valid}"}
 """Options of a stage that trains on the experiment's corpus. In values, {train} and {valid} stand for the folders of the training
 text and of the held-out text, {tasks} for the folder of the task files, and {run} for the folder of the stage's own parent."""
@@ -134,7 +136,7 @@ class Tier:
     tasks: Tasks = "files"
     """generated: small task files made of the embedded corpus. files: the published data sets, in a folder of the user's."""
     seeds: int = 5
-    """Number of seeds; a verdict needs five."""
+    """Number of seeds; a verdict needs `FEWEST_SEEDS`."""
     looks: tuple[int, ...] = ()
     """Numbers of seeds after which the claims are judged, the last of them all seeds; none = only after all seeds."""
     rows: tuple[str, ...] = ()
@@ -241,10 +243,13 @@ def _problems(experiment: Experiment) -> list[str]:
         if settings.rows and experiment.control not in settings.rows:
             problems.append(f"tier {tier}: it lacks the control {experiment.control}; add it")
         problems += [f"tier {tier}: there is no stage {name}" for name in settings.overrides if name not in stages]
-        if settings.looks and (settings.looks[-1] != settings.seeds or sorted({*settings.looks}) != [*settings.looks]):
-            problems.append(f"tier {tier}: its looks {settings.looks} must rise to its number of seeds, {settings.seeds}")
         if settings.rates and "optim.lr" not in {**experiment.main.overrides, **settings.overrides.get(experiment.main.name, {})}:
             problems.append(f"tier {tier}: its rates are multiples of optim.lr of the stage {experiment.main.name}; set it")
+        looks = settings.looks
+        if looks and (looks[0] < FEWEST_SEEDS or looks[-1] != settings.seeds or sorted({*looks}) != [*looks]):
+            problems.append(
+                f"tier {tier}: its looks {looks} must rise from {FEWEST_SEEDS} to its number of seeds, {settings.seeds}"
+            )
     if len(experiment.claims) > LARGEST_CLAIMS:
         problems.append(f"{len(experiment.claims)} claims: register at most {LARGEST_CLAIMS}")
     for claim in experiment.claims:

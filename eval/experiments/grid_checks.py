@@ -27,9 +27,14 @@ def check_grid(grid: Grid, costs: Callable[[], Mapping[str, Cost]]) -> None:
         costs: returns the cost of each node; it is only called for a budget in FLOPs.
 
     Raises:
-        BadInput: a row lacks the metric of a claim; two rows of a claim differ in their tokenizer or held-out data; or two rows
-            have unequal budgets under the declared rule, and both numbers are named.
+        BadInput: the number of seeds is not that of the registered looks; a row lacks the metric of a claim; two rows of a claim
+            differ in their tokenizer or held-out data; or two rows have unequal budgets under the declared rule, and both numbers
+            are named.
     """
+    looks = grid.experiment.tiers[grid.tier].looks
+    if looks and looks[-1] != len(grid.seeds):
+        listed = ", ".join(map(str, looks))
+        raise BadInput(f"--seeds {len(grid.seeds)}: the tier {grid.tier} is judged after {listed} seeds; leave the option out")
     for claim in grid.experiment.claims_by_metric(grid.tier):
         _check_metric(grid, claim)
         _check_data(grid, claim)

@@ -9,7 +9,8 @@ import numpy as np
 from eval.experiments.analysis import learned_seeds, significance_tests
 from eval.experiments.analysis.learned_seeds import Floor
 from eval.experiments.analysis.seed_values import SeedValues, sign_of_better
-from eval.experiments.analysis.significance_tests import FEWEST_SEEDS, Array, Difference
+from eval.experiments.analysis.significance_tests import Array, Difference
+from eval.experiments.declaration import FEWEST_SEEDS
 
 Json = Mapping[str, Any]
 

@@ -15,14 +15,13 @@ import numpy as np
 import scipy.optimize
 import scipy.special
 
+from eval.experiments.declaration import FEWEST_SEEDS
 from zoo.errors import BadInput
 
 Array = Any
 """A number or an array of float64."""
 LEVEL = 0.025
 """Level of each of the two families of one-sided tests; their sum is the highest chance of a false verdict."""
-FEWEST_SEEDS = 5
-"""Seeds of each row without which there is no verdict."""
 MOST_SEEDS = 1_000
 NODES = 128
 """Quantiles of a sample variance over which a power is averaged; 64 give the same three digits."""

@@ -28,7 +28,8 @@ from eval.experiments.analysis import learned_seeds, significance_tests
 from eval.experiments.analysis.claim_comparison import Comparison, Json
 from eval.experiments.analysis.learned_seeds import Floor
 from eval.experiments.analysis.seed_values import find_seed_metric, row_seeds, seed_values, sign_of_better
-from eval.experiments.analysis.significance_tests import FEWEST_SEEDS, LEVEL, Array, Design
+from eval.experiments.analysis.significance_tests import LEVEL, Array, Design
+from eval.experiments.declaration import FEWEST_SEEDS
 from zoo.errors import BadInput
 
 FINAL = ("reproduced", "contradicted", "equivalent", "depends on the metric")

@@ -9,7 +9,7 @@ import pytest
 from eval.experiments import catalogue
 from eval.experiments.analysis.verdicts import claim_references
 from eval.experiments.cost_estimates import node_cost
-from eval.experiments.declaration import Row, Stage, Times
+from eval.experiments.declaration import Row, Stage, Tier, Times
 from eval.experiments.experiment_data import Files
 from eval.experiments.grid import Grid, build_grid, option_words
 from eval.experiments.grid_checks import check_grid
@@ -72,6 +72,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         with_claim(metric="pretrain/accuracy"),
         "row b lacks it; choose one of bits_per_byte, perplexity",
     ),
+    "a second metric without a margin": (with_claim(second_metric="score/perplexity"), "its margin 0.0 of score/perplexity must"),
+    "a second metric that a row lacks": (with_claim(second_metric="pretrain/accuracy", second_margin=0.1), "row b lacks it"),
+    "looks at few seeds": ({"tiers": {"smoke": Tier(seeds=8, looks=(3, 8))}}, r"looks \(3, 8\) must rise from 5"),
+    "looks without the last seeds": ({"tiers": {"smoke": Tier(seeds=8, looks=(5, 7))}}, "to its number of seeds, 8"),
     "a stage that a row lacks": (
         {**with_claim(metric="score/perplexity"), "rows": (*experiment().rows[:2], Row(name="none", label=""))}
         | {"rows": tuple(dataclasses.replace(row, without=("score",) * (row.name == "b")) for row in experiment().rows)},
@@ -89,6 +93,14 @@ def test_unfair_and_wrong_declarations_are_refused(name: str) -> None:
     changes, message = BAD[name]
     with pytest.raises(BadInput, match=message):
         check_grid(small_grid(**changes), dict)
+
+
+@pytest.mark.planted
+def test_a_number_of_seeds_beside_the_looks_is_refused() -> None:
+    declared = experiment(tiers={"smoke": Tier(corpus="embedded", seeds=8, looks=(5, 8))})
+    check_grid(build_grid(declared, "smoke", FILES, parse_options), dict)
+    with pytest.raises(BadInput, match="--seeds 6: the tier smoke is judged after 5, 8 seeds; leave the option out"):
+        check_grid(build_grid(declared, "smoke", FILES, parse_options, seeds=tuple(range(6))), dict)
 
 
 def test_the_nearest_experiment_is_named() -> None:
