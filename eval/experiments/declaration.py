@@ -113,7 +113,8 @@ class Claim:
     """Standard deviation over seeds in a pilot with other seeds, the largest of the rows (paired: of the differences). The error
     of the claim is never computed from a smaller one."""
     second_metric: str | None = None
-    """A further metric by which the claim is judged, with a margin and a pilot of its own; the two may disagree."""
+    """A further metric by which the claim is judged, with a margin and a pilot of its own; the two may disagree. If the better
+    values of one are the lower ones and those of the other the higher ones, the direction is the opposite one."""
     second_margin: float = 0.0
     second_pilot_deviation: float | None = None
 

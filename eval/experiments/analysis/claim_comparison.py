@@ -59,11 +59,11 @@ class Comparison:
             test = significance_tests.paired_difference if is_paired else significance_tests.larger_variance_difference
             difference = test(first, second, least)
             seed_error = float(difference.error)
-            varying = (first - second, second) if is_paired else (first, second)
-            deviations = float(varying[0].std(ddof=1)), float(varying[1].std(ddof=1))
+            varying = (first - second, np.zeros(2)) if is_paired else (first, second)
+            deviations = float((varying[0] - varying[0][0]).std(ddof=1)), float((varying[1] - varying[1][0]).std(ddof=1))
             if item is not None:
                 difference = difference.with_items(item["item_error"], item["items"])
-        outcome, reason = _outcome(claim, row, reference, floor, len(seeds), difference)
+        outcome, reason = _outcome(claim, row, reference, floor, shared=len(seeds), varies=max(deviations) > 0)
         above, below = np.ones((2, 3))
         if outcome == "means" and difference is not None:
             above, below = p_values(claim["kind"], difference, float(claim.get("margin") or 0))
@@ -77,7 +77,7 @@ class Comparison:
 
 
 def _outcome(
-    claim: Json, row: SeedValues, reference: SeedValues, floor: Floor | None, shared: int, difference: Difference | None
+    claim: Json, row: SeedValues, reference: SeedValues, floor: Floor | None, *, shared: int, varies: bool
 ) -> tuple[str, str]:
     """Return what is compared, and the reason if nothing is."""
     for side in (row, reference):
@@ -89,7 +89,7 @@ def _outcome(
     if row.learned == row.ended and reference.learned == reference.ended:
         if claim.get("paired") and shared < FEWEST_SEEDS:
             return "none", f"{shared} seeds are shared with {reference.row}; a paired verdict needs {FEWEST_SEEDS}"
-        if difference is None or not difference.error > 0:
+        if not varies:
             return "none", "all seeds have the same values, so that there is no noise to compare with; check that the runs differ"
         return "means", ""
     if row.learned or reference.learned:

@@ -61,6 +61,8 @@ def judge(
     if not looks:
         return _judge_once(registration, cells, floors, items, LEVEL)
     seeds = registration["seeds"]
+    if any("seeds" in row for row in registration["rows"]):
+        raise BadInput("looks: rows have seeds of their own; leave out one of the two")
     if sorted({*looks}) != list(looks) or looks[-1] != len(seeds) or looks[0] < FEWEST_SEEDS:
         raise BadInput(f"looks {looks}: must rise from at least {FEWEST_SEEDS} to the number of seeds, {len(seeds)}")
     entries: list[dict[str, Any]] = []
@@ -104,11 +106,17 @@ def claim_references(claim: Json) -> list[str]:
 
 
 def claim_parts(claim: Json) -> list[Json]:
-    """Return a claim as it is for each of its metrics: the first, and the second if it has one."""
+    """Return a claim as it is for each of its metrics: the first, and the second if it has one.
+
+    A claim that a row is better is one in both: a lower loss and a higher accuracy.
+    """
     if not claim.get("second_metric"):
         return [claim]
     names = {"metric": "second_metric", "margin": "second_margin", "pilot_deviation": "second_pilot_deviation"}
-    return [claim, {**claim, **{name: claim.get(second) for name, second in names.items()}}]
+    second = {**claim, **{name: claim.get(other) for name, other in names.items()}, "better": None}
+    if sign_of_better(claim["metric"], claim.get("better")) != sign_of_better(second["metric"]):
+        second["kind"] = {"less": "greater", "greater": "less"}.get(claim["kind"], claim["kind"])
+    return [claim, second]
 
 
 def decide_claims(above: Array, below: Array, is_equivalence: Array, level: float = LEVEL) -> tuple[Array, Array, Array]:
