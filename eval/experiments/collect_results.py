@@ -210,7 +210,8 @@ def _floors(experiment: Experiment, grid: Grid, cells: Sequence[Mapping[str, Any
     for name, metric, of in (*reported, ("majority class", "accuracy", "majority_share")):
         for stage in dict.fromkeys(cell["stage"] for cell in cells):
             of_stage = [cell["scores"] for cell in cells if cell["stage"] == stage and {metric, of} <= cell["scores"].keys()]
-            values = [scores[of] for scores in of_stage]
+            # With pairs of segments the loss is a sum, of which word frequencies are no floor.
+            values = [scores[of] for scores in of_stage if metric != "loss" or "next_loss" not in scores]
             if values:
                 value, source = statistics.mean(values), "computed on the held-out data of the runs"
                 floors.append({"name": name, "metric": f"{stage}/{metric}", "value": value, "source": source})

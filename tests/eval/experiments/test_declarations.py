@@ -2,11 +2,12 @@
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from eval.experiments import catalogue
+from eval.experiments import catalogue, collect_results, preregistration
 from eval.experiments.analysis.verdicts import claim_references
 from eval.experiments.cost_estimates import node_cost
 from eval.experiments.declaration import Row, Stage, Tier, Times
@@ -93,6 +94,14 @@ def test_unfair_and_wrong_declarations_are_refused(name: str) -> None:
     changes, message = BAD[name]
     with pytest.raises(BadInput, match=message):
         check_grid(small_grid(**changes), dict)
+
+
+def test_floors_decide_and_baselines_are_printed(tmp_path: Path) -> None:
+    trivial, strong = ("majority", "score/accuracy", 0.5, "counted"), ("naive Bayes", "score/accuracy", 0.8, "counted")
+    grid = small_grid(floors=(trivial,), baselines=(strong,))
+    result = collect_results.collect_results(grid, preregistration.register_grid(grid, tmp_path), tmp_path)
+    assert [(floor["name"], floor["gate"]) for floor in result["floors"]] == [("majority", True), ("naive Bayes", False)]
+    assert (result["items"], result["claims"][0]["verdict"]) == ([], "not testable")
 
 
 @pytest.mark.planted

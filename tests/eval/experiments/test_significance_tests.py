@@ -90,7 +90,7 @@ def test_a_claim_leaves_the_correction_only_by_its_strongest_statement() -> None
 
 
 def test_the_larger_variance_is_that_of_both_rows() -> None:
-    rows = RNG.normal(size=(7, 5)), RNG.normal(0, 4, (7, 8))
+    rows = RNG.normal(size=(1_000, 5)), RNG.normal(0, 4, (1_000, 8))
     difference = larger_variance_difference(*rows, least=3.0)
     deviation = np.maximum(np.maximum(rows[0].std(1, ddof=1), rows[1].std(1, ddof=1)), 3.0)
     statistic = (rows[0].mean(1) - rows[1].mean(1) - 0.5) / (deviation * np.sqrt(1 / 5 + 1 / 8))

@@ -137,6 +137,12 @@ def test_the_strictest_floor_decides_what_learned() -> None:
     assert (entry["verdict"], entry["floor"]) == ("reproduced", {"name": "the unigram loss", "value": pytest.approx(5.05)})
     assert (entry["outcome"], entry["learned"]) == ("shares", {"row": 5, "reference": 0})
     assert one(claim("less"), {"a": A, "b": B}, [floor])["outcome"] == "means"
+    # The loss of pairs of segments is a sum, which has no such floor.
+    paired = [
+        item | {"scores": {"loss": item["scores"]["masked_loss"], "unigram_loss": 5.05, "next_loss": 0.7}} for item in scored
+    ]
+    (entry,) = judge(registration([claim("less", metric="pretrain/loss")], ["a", "b"], 5), paired)
+    assert (entry["outcome"], entry["floor"]["name"]) == ("means", "the control row, control")
     strong = floor | {"value": 4.0}
     assert one(claim("less"), CONTROL | {"a": A, "b": B}, [strong])["verdict"] == "not testable"
     # A stronger method that is printed only.
