@@ -15,9 +15,9 @@ from train.run.item_outcomes import HELD_OUT, read_outcomes
 from train.run.run_dir import RunDir
 from zoo.errors import BadInput
 
-SCORES: dict[str, str] = {"accuracy": "right", "exact": "right", "exact_match": "right", "loss": "nats", "masked_loss": "nats"}
-"""Score that is a mean over predictions -> the outcome that it is the mean of. BLEU is not a mean over items, and the outcomes do
-not have its counts of n-grams; the held-out text of a pretraining has no items."""
+SCORES: dict[str, str] = dict(accuracy="right", exact="right", exact_match="right", loss="nats", masked_loss="nats", bleu="bleu")
+"""Score that is a mean over predictions, or whose contributions are stored -> the outcome that it is the mean of. The held-out
+text of a pretraining has no items."""
 ROUNDING = 1e-3
 """Relative difference up to which a score is the mean of its outcomes: sums in float32, and ties."""
 
@@ -66,7 +66,7 @@ def _read_values(node: Node, score: str, value: float, folder: Path) -> tuple[tu
     except BadInput:
         return None
     sums, count = getattr(outcomes, SCORES[score]), outcomes.count.astype(np.float64)
-    if not count.sum() or not np.isfinite(sums).all():
+    if sums is None or not count.sum() or not np.isfinite(sums).all():
         return None
     ratio = sums.sum() / count.sum()
     if abs(ratio - value) > ROUNDING * max(1.0, abs(value)):

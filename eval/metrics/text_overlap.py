@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64
 
 from eval.metrics import squad
 from zoo.errors import import_optional
@@ -20,6 +21,25 @@ def bleu(texts: Texts, references: Texts) -> tuple[dict[str, float], dict[str, s
     """Return the BLEU of a set of detokenized texts, 0 to 100, and its signature (mteval-v13a's words)."""
     metric = _sacrebleu().BLEU()
     return {"bleu": metric.corpus_score(list(texts), [list(references)]).score}, {"BLEU": str(metric.get_signature())}
+
+
+def bleu_contributions(texts: Texts, references: Texts) -> Float64[np.ndarray, " N"]:
+    """Return the contribution of each text to the BLEU of all, 0 to 100, whose mean is that BLEU; NaN if no 4-gram matches.
+
+    BLEU is not a mean over texts. A contribution has the linear part of the change of BLEU with the weight of its text, so that
+    their variance is that of BLEU over other texts (the delta method).
+    """
+    metric = _sacrebleu().BLEU()
+    total = metric.corpus_score(list(texts), [list(references)])
+    parts = [metric.corpus_score([text], [[reference]]) for text, reference in zip(texts, references, strict=True)]
+    if not min(total.counts):
+        return np.full(len(parts), np.nan)
+    counts, totals = (np.array([getattr(part, name) for part in parts], np.float64) for name in ("counts", "totals"))  # [N, 4]
+    lengths, of_references = (np.array([getattr(part, name) for part in parts], np.float64) for name in ("sys_len", "ref_len"))
+    change = (counts / np.array(total.counts) - totals / np.array(total.totals)).mean(1)
+    if total.sys_len < total.ref_len:
+        change += (total.ref_len * lengths / total.sys_len - of_references) / total.sys_len
+    return total.score * (1 + len(parts) * change)
 
 
 def chrf(texts: Texts, references: Texts) -> tuple[dict[str, float], dict[str, str]]:

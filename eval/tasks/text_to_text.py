@@ -116,7 +116,8 @@ def score_texts(subject: Loaded, items: list[Pair | Dialogue], settings: Setting
         for number in shown_numbers(len(pairs))
     }
     right = [squad.exact_match(text, [reference]) for text, reference in zip(texts, references, strict=True)]
-    outcomes = Outcomes.of((pair.origin for pair in pairs), np.array(right), np.full(len(pairs), np.nan))
+    by_text = text_overlap.bleu_contributions(texts, references) if "bleu" in measures else None
+    outcomes = Outcomes.of((pair.origin for pair in pairs), np.array(right), np.full(len(pairs), np.nan), bleu=by_text)
     return Result(metrics, len(pairs), details, outcomes=outcomes)
 
 

@@ -1,7 +1,8 @@
 """Outcomes of single items: RUN/outcomes.npz, by which two runs can be compared item by item.
 
 The file has four arrays, each of N items, for every set of items NAME: a task of RUN/evaluations.json, by its name there, or
-`HELD_OUT`, the held-out examples of a fine-tuning. They are NAME/id, NAME/right, NAME/nats and NAME/count; see `Outcomes`.
+`HELD_OUT`, the held-out examples of a fine-tuning. They are NAME/id, NAME/right, NAME/nats and NAME/count, and for translations
+also NAME/bleu; see `Outcomes`.
 """
 
 import collections
@@ -37,14 +38,24 @@ class Outcomes:
     where it is not computed."""
     count: Int64[np.ndarray, " N"]
     """Number of predictions of the item."""
+    bleu: Float64[np.ndarray, " N"] | None = None
+    """Contribution of the item to the BLEU of all, which is their mean; None where BLEU is not computed."""
 
     @classmethod
-    def of(cls, origins: Iterable[str], right: np.ndarray, nats: np.ndarray, count: np.ndarray | None = None) -> "Outcomes":
+    def of(
+        cls,
+        origins: Iterable[str],
+        right: np.ndarray,
+        nats: np.ndarray,
+        count: np.ndarray | None = None,
+        bleu: np.ndarray | None = None,
+    ) -> "Outcomes":
         """Return outcomes of items that are named by the places they were read from.
 
         Args:
             origins: place of each item, as file:line.
             count: number of predictions of each item; None = one each.
+            bleu: contribution of each item to BLEU; None = not computed.
         """
         ids, seen = [], collections.Counter[str]()
         for origin in origins:
@@ -52,7 +63,7 @@ class Outcomes:
             seen[name] += 1
             ids.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
         counts = np.ones(len(ids)) if count is None else count
-        return cls(tuple(ids), right.astype(np.float64), nats.astype(np.float64), counts.astype(np.int64))
+        return cls(tuple(ids), right.astype(np.float64), nats.astype(np.float64), counts.astype(np.int64), bleu)
 
 
 def write_outcomes(folder: RunDir, name: str, outcomes: Outcomes) -> None:
@@ -63,7 +74,8 @@ def write_outcomes(folder: RunDir, name: str, outcomes: Outcomes) -> None:
     """
     arrays = read_arrays(folder.outcomes) if folder.outcomes.exists() else {}
     values = dataclasses.asdict(outcomes) | {"id": np.array(outcomes.id, np.str_)}
-    arrays |= {f"{name}/{field}": value for field, value in values.items()}
+    arrays = {key: value for key, value in arrays.items() if key != f"{name}/bleu"}
+    arrays |= {f"{name}/{field}": value for field, value in values.items() if value is not None}
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)  # pyright: ignore[reportArgumentType]
     outcome_sets.write_outcomes_file(folder.outcomes, content.getvalue())
@@ -79,16 +91,17 @@ def read_outcomes(folder: RunDir, name: str) -> Outcomes:
     if f"{name}/id" not in arrays:
         names = ", ".join(sorted({key.rpartition("/")[0] for key in arrays})) or "none"
         raise BadInput(f"{folder.outcomes}: no outcomes of {name} (it has {names}); score the run again")
-    values = [arrays.get(f"{name}/{field}", np.zeros(0)) for field in DTYPES]
-    wrong = [field for field, array in zip(DTYPES, values, strict=True) if array.dtype.kind != DTYPES[field]]
+    fields = {field: kind for field, kind in DTYPES.items() if field != "bleu" or f"{name}/bleu" in arrays}
+    values = [arrays.get(f"{name}/{field}", np.zeros(0)) for field in fields]
+    wrong = [field for field, array in zip(fields, values, strict=True) if array.dtype.kind != fields[field]]
     if wrong or len({len(array) for array in values}) > 1:
         what = f"no {name}/{wrong[0]}" if wrong else f"arrays of {name} with different lengths"
         raise BadInput(f"{folder.outcomes}: {what}; score the run again")
     return Outcomes(tuple(values[0].tolist()), *values[1:])
 
 
-DTYPES = {"id": "U", "right": "f", "nats": "f", "count": "i"}
-"""Field of a set -> kind of its dtype, as numpy calls it."""
+DTYPES = {"id": "U", "right": "f", "nats": "f", "count": "i", "bleu": "f"}
+"""Field of a set -> kind of its dtype, as numpy calls it; the last may be absent."""
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -64,3 +64,15 @@ def test_the_error_over_items_of_a_loss(tmp_path: Path) -> None:
     assert error["item_error"] == pytest.approx(np.std(draws), rel=0.06)
     # A score that is not the mean of these outcomes has no error from them.
     assert item_errors(grid, write_runs(grid, tmp_path, "loss", nats=0.1), tmp_path) == []
+
+
+def test_the_error_over_items_of_bleu(tmp_path: Path) -> None:
+    grid, cells = grid_of("score/bleu"), []
+    for node in (node for node in grid.nodes if node.task and node.row in ("a", "b")):
+        (tmp_path / node.run).mkdir(parents=True)
+        by_text = 30 + 5 * np.random.default_rng(ord(node.row)).normal(size=ITEMS)
+        outcomes = Outcomes.of(("test.de:1",) * ITEMS, np.zeros(ITEMS), np.full(ITEMS, np.nan), bleu=by_text)
+        write_outcomes(RunDir(tmp_path / node.run), node.task, outcomes)
+        cells.append({"run": node.run, "stage": node.stage, "scores": {"bleu": float(by_text.mean())}})
+    (error,) = item_errors(grid, cells, tmp_path)
+    assert error["item_error"] == pytest.approx(5 * np.sqrt(2 / ITEMS), rel=0.1)

@@ -4,6 +4,7 @@ import math
 import re
 import sys
 
+import numpy as np
 import pytest
 
 from eval.metrics import text_overlap
@@ -56,3 +57,28 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
     with pytest.raises(BadInput, match=re.escape(install_advice("eval"))):
         text_overlap.bleu(FOUND, WANTED)
+
+
+@pytest.mark.planted(2)
+def test_contributions_to_bleu_are_its_derivatives() -> None:
+    """The oracle is a corpus of many copies, to which one text is added."""
+    texts = [f"{FOUND[number % len(FOUND)]} and the whale {number % 3} sleeps in the sea" for number in range(6)]
+    references = [f"the whale {number % 2} sleeps in the sea {WANTED[number % len(WANTED)]}" for number in range(6)]
+    texts[0], copies = " ".join(texts[0].split()[:5]), 500
+    corpus = [texts * copies, references * copies]
+
+    def is_derivative(values: np.ndarray, references: list[str]) -> bool:
+        whole = text_overlap.bleu(texts, references)[0]["bleu"]
+        more = [
+            text_overlap.bleu([*corpus[0], texts[item]], [*(references * copies), references[item]])[0]["bleu"] for item in (0, 4)
+        ]
+        changes = [(score - whole) * (len(texts) * copies + 1) for score in more]
+        return bool(np.allclose(values[[0, 4]] - whole, changes, rtol=2e-2) and np.isclose(values.mean(), whole))
+
+    longer = [f"{reference} for a year and a day" for reference in references]
+    # With and without the penalty of short texts.
+    for wanted in (longer, [" ".join(reference.split()[:6]) for reference in references]):
+        values = text_overlap.bleu_contributions(texts, wanted)
+        assert is_derivative(values, wanted)
+        assert not is_derivative(values[::-1], wanted)
+    assert np.isnan(text_overlap.bleu_contributions(["a b"], ["c d"])).all()

@@ -27,6 +27,17 @@ def test_each_set_of_items_is_replaced_alone(tmp_path: Path) -> None:
     blimp, labelled = (read_outcomes(folder, name) for name in ("blimp", "labelled:sst2 (first 2)"))
     assert blimp.id == ("a.tsv:0", "a.tsv:0 (2)") and blimp.right.tolist() == [0.0, 0.5]
     assert blimp.count.tolist() == [1, 1] and np.isnan(blimp.nats).all() and labelled.right.tolist() == [1.0]
+    # Contributions to BLEU are there only if they were computed, and go with their set.
+    assert blimp.bleu is None
+    write_outcomes(folder, "text", Outcomes.of(["a:1", "a:2"], np.zeros(2), np.zeros(2), bleu=np.array([10.0, 30.0])))
+    scored = read_outcomes(folder, "text")
+    assert scored.bleu is not None and scored.bleu.tolist() == [10.0, 30.0]
+    write_outcomes(folder, "text", outcomes(1.0))
+    assert read_outcomes(folder, "text").bleu is None
+    outcome_sets.write_sets(
+        folder.outcomes,
+        {name: outcome_sets.parse_sets(folder.outcomes.read_bytes())[name] for name in ("blimp", "labelled:sst2 (first 2)")},
+    )
     with pytest.raises(BadInput, match=r"no outcomes of lambada \(it has blimp, labelled:sst2 \(first 2\)\); score the run"):
         read_outcomes(folder, "lambada")
     folder.outcomes.write_bytes(folder.outcomes.read_bytes()[:-20])
