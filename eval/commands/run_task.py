@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from eval.report import report
 from eval.task_data_files import digest_data_files
 from eval.tasks import task_table
-from eval.tasks.task import Result, Settings
+from eval.tasks.task import Result, Settings, Task
 from train.config import run_config
 from train.config.from_json import from_json
 from train.engine import device_mesh
@@ -23,7 +23,7 @@ from train.run.metric_definitions import score_notices
 from train.run.progress_display import ProgressBar
 from train.run.result_files import read_result
 from train.run.run_dir import RunDir, is_run, write_json
-from train.weights.load import load_model
+from train.weights.load import Loaded, load_model
 from train.weights.reward_scale import write_scale
 from zoo import plugins
 from zoo.errors import BadInput, printable, printable_lines, require
@@ -72,7 +72,7 @@ def run_task(
     settings = dataclasses.replace(settings, argument=argument)
     task_table.require_files(task, files)
     stored = is_run(Path(where)) and not adapter
-    previous = _previous_results(Path(where)) if stored else {}
+    previous = previous_results(Path(where)) if stored else {}
     examples = task_to_score.read(files, settings)
     quiet = as_json or jax.process_index() != 0
     with ProgressBar(f"loading {where}", quiet=quiet):
@@ -82,17 +82,9 @@ def run_task(
     with ProgressBar(f"scoring {task}", before="compiling", announce=True, quiet=quiet) as progress:
         result = task_to_score.score(subject, examples, settings, progress)
     if jax.process_index() == 0:
-        entry = {
-            "step": subject.step,
-            "metrics": result.metrics,
-            "examples": result.examples,
-            "details": {**result.details, "files": list(files), **_plugin(task), **({"adapter": adapter} if adapter else {})},
-            "fingerprint": task_fingerprint(files, settings, result),
-            "settings": settings_record(settings),
-            "tokenizer": subject.tokenizer.fingerprint,
-            "per_token": list(task_to_score.per_token),
-            **({"limit": settings.limit} if settings.limit else {}),
-        }
+        entry = result_entry(task, task_to_score, subject, files, settings, result)
+        if adapter:
+            entry["details"]["adapter"] = adapter
         if result.reward_scale is not None:
             if adapter:
                 raise BadInput(
@@ -116,6 +108,23 @@ def run_task(
         content = {"task": task, "model": subject.name, **entry}
         print(json.dumps(content, indent=2) if as_json else printable_lines(task_result_text(result, settings.limit)), flush=True)
     return 0
+
+
+def result_entry(
+    task: str, scored: Task[Any], subject: Loaded, files: Sequence[str], settings: Settings, result: Result
+) -> dict[str, Any]:
+    """Return a result as evaluations.json has it."""
+    return {
+        "step": subject.step,
+        "metrics": result.metrics,
+        "examples": result.examples,
+        "details": {**result.details, "files": list(files), **_plugin(task)},
+        "fingerprint": task_fingerprint(files, settings, result),
+        "settings": settings_record(settings),
+        "tokenizer": subject.tokenizer.fingerprint,
+        "per_token": list(scored.per_token),
+        **({"limit": settings.limit} if settings.limit else {}),
+    }
 
 
 def task_fingerprint(files: Sequence[str], settings: Settings, result: Result) -> dict[str, Any]:
@@ -184,7 +193,7 @@ def _plugin(task: str) -> dict[str, str]:
     return {} if plugin is None else {"plug-in": plugin.origin}
 
 
-def _previous_results(run: Path) -> dict[str, Any]:
+def previous_results(run: Path) -> dict[str, Any]:
     """Read the results that the run has so far."""
     path = RunDir(run).evaluations
     if not os.access(run, os.W_OK):

@@ -45,6 +45,8 @@ class Settings:
     """Random orders of each document; 0 = the task's choice."""
     likelihood: LikelihoodMethod = "auto"
     """How the likelihood of a text is computed, see `eval.inference.text_likelihoods`; auto: as the model was trained."""
+    pmi: bool = False
+    """Also compare choices by how much likelier their context makes them."""
     limit: int = 0
     """Maximum number of examples to score, the first ones; 0 = all. A task with this option ignores the others."""
     tokens: int = 0

@@ -22,6 +22,7 @@ class TaskPlace(NamedTuple):
 
 TASKS = {
     "blimp": TaskPlace("blimp"),
+    "choices": TaskPlace("choices"),
     "harness": TaskPlace("harness.harness_task"),
     "labelled": TaskPlace("labelled", models="labelled"),
     "lambada": TaskPlace("lambada"),
@@ -30,9 +31,11 @@ TASKS = {
     "perplexity": TaskPlace("perplexity", "PERPLEXITY"),
     "preferences": TaskPlace("preferences", "PREFERENCES"),
     "pseudo_perplexity": TaskPlace("perplexity", "PSEUDO_PERPLEXITY", models="encoder"),
+    "reading": TaskPlace("reading"),
     "responses": TaskPlace("responses"),
     "rewards": TaskPlace("preferences", "REWARDS"),
     "text_to_text": TaskPlace("text_to_text"),
+    "word_ratios": TaskPlace("word_ratios"),
 }
 """The zoo's own tasks, by name."""
 

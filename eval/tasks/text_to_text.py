@@ -19,7 +19,7 @@ Examples are pairs. Details: beams, tokens, signatures, and some of the texts.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from train.data import labelled_reader
 from train.data.example_types import Dialogue, Pair
 from train.inputs.seq2seq_inputs import encode_texts, parallel
 from train.run.item_outcomes import Outcomes
-from train.tokenizers.chat_template import chat_template
+from train.tokenizers.chat_template import ChatTemplate, chat_template
 from train.tokenizers.chat_token_ids import end_mark, rendered_pairs
 from train.weights.load import Loaded
 from zoo.errors import BadInput, require
@@ -84,24 +84,9 @@ def score_texts(subject: Loaded, items: list[Pair | Dialogue], settings: Setting
     own_prefix = run.options.pairs.prefix if run is not None and isinstance(run.options, TextToTextOptions) else ""
     prefix = settings.prefix or own_prefix
     inputs = [(f"{prefix} {pair.source}" if prefix else pair.source, pair.rendered) for pair in pairs]
-    sources = list(encode_texts(tokenizer, inputs))
-    tokens = settings.tokens or LIMIT
-    processors = folder_processors(subject.generation)
-    decoding = Decoding(limit=tokens, sampling=GREEDY, search=settings.search, processors=processors)
-    options = {"dtype": settings.dtype, "batch": settings.batch, "option": "--tokens"}
-    if model.is_encoder_decoder:
-        sources = [np.append(ids, tokenizer.end_of_text).astype(np.int32) for ids in sources]
-        texts = [
-            generated.text for generated in make_generator(subject, **options).generate(sources, decoding, progress=progress)
-        ]
-    else:
-        texts = [""] * len(pairs)
-        # A template may end its turns with another token than end-of-text.
-        for rendered in sorted({pair.rendered for pair in pairs}):
-            chosen = [number for number, pair in enumerate(pairs) if pair.rendered == rendered]
-            generator = make_generator(subject, end_mark(tokenizer, template()) if rendered else None, **options)
-            for generated in generator.generate([sources[number] for number in chosen], decoding, progress=progress):
-                texts[chosen[generated.prompt]] = generated.text.strip()
+    tokens, processors = settings.tokens or LIMIT, folder_processors(subject.generation)
+    texts = generate_texts(subject, inputs, settings, progress, template)
+    if not model.is_encoder_decoder:
         references = [text.strip() for text in references]
     metrics: dict[str, float] = {}
     details: dict[str, Any] = {"beams": settings.search.beams, "tokens": tokens}
@@ -119,6 +104,38 @@ def score_texts(subject: Loaded, items: list[Pair | Dialogue], settings: Setting
     by_text = text_overlap.bleu_contributions(texts, references) if "bleu" in measures else None
     outcomes = Outcomes.of((pair.origin for pair in pairs), np.array(right), np.full(len(pairs), np.nan), bleu=by_text)
     return Result(metrics, len(pairs), details, outcomes=outcomes)
+
+
+def generate_texts(
+    subject: Loaded,
+    inputs: Sequence[tuple[str, bool]],
+    settings: Settings,
+    progress: Progress,
+    template: Callable[[], ChatTemplate] | None = None,
+) -> list[str]:
+    """Return the text that a model generates for each source; a decoder's without white space around it.
+
+    Args:
+        inputs: (source, whether a chat template has rendered it).
+        template: returns that template; None: no source is rendered.
+    """
+    tokenizer = subject.tokenizer
+    sources = list(encode_texts(tokenizer, inputs))
+    processors = folder_processors(subject.generation)
+    decoding = Decoding(limit=settings.tokens or LIMIT, sampling=GREEDY, search=settings.search, processors=processors)
+    options = {"dtype": settings.dtype, "batch": settings.batch, "option": "--tokens"}
+    if subject.model.is_encoder_decoder:
+        sources = [np.append(ids, tokenizer.end_of_text).astype(np.int32) for ids in sources]
+        return [generated.text for generated in make_generator(subject, **options).generate(sources, decoding, progress=progress)]
+    texts = [""] * len(inputs)
+    # A template may end its turns with another token than end-of-text.
+    for rendered in sorted({rendered for _, rendered in inputs}):
+        chosen = [number for number, (_, is_rendered) in enumerate(inputs) if is_rendered == rendered]
+        end = end_mark(tokenizer, template()) if rendered and template is not None else None
+        generator = make_generator(subject, end, **options)
+        for generated in generator.generate([sources[number] for number in chosen], decoding, progress=progress):
+            texts[chosen[generated.prompt]] = generated.text.strip()
+    return texts
 
 
 def _measures(argument: str) -> list[str]:

@@ -8,11 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 from eval import task_data_files
 from eval.commands import run_task
@@ -20,14 +17,10 @@ from eval.inference.likelihood import encode, likelihoods
 from eval.metrics.standard_error import mean_and_error
 from eval.tasks import blimp, lambada, perplexity, task_table
 from eval.tasks.task import Settings, Task
-from tests.support import tiny
-from tests.support.text_tasks import TEXT, pair, quiet, scored, subject, tokenizer, write
-from train.checkpoints.checkpoints import Checkpoints
+from tests.support.text_tasks import TEXT, pair, quiet, scored, stored_run, subject, tokenizer, write
 from train.config import run_config
 from train.data.corpus import Document
 from train.data.text_files import LONGEST_LINE
-from train.engine import device_mesh
-from train.engine.state import State
 from train.run.item_outcomes import read_outcomes
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
@@ -203,17 +196,7 @@ def test_words_split_over_chunks_count_once() -> None:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder with one checkpoint, of the parameters alone."""
-    path = tmp_path_factory.mktemp("runs") / "tiny"
-    cfg = tiny.run(model=subject().model.config, precision="float32")
-    folder, everywhere = RunDir(path), NamedSharding(device_mesh.make_mesh(run_config.Mesh()), PartitionSpec())
-    folder.tokenizer.mkdir(parents=True)
-    folder.write_config(cfg)
-    tokenizer().save(folder.tokenizer)
-    state = State(step=np.int32(7), params=subject().params, opt_state={}, carry={}, key=np.zeros(2, np.uint32))
-    with Checkpoints(folder.checkpoints, 1, notify=pytest.fail) as checkpoints:
-        checkpoints.save(jax.device_put(state, everywhere), {"tokenizer": tokenizer().fingerprint})
-        assert checkpoints.wait()
-    return path
+    return stored_run(tmp_path_factory.mktemp("runs") / "tiny")
 
 
 SCOPE = ("fingerprint", "tokenizer", "per_token")

@@ -1,21 +1,21 @@
 """The command `zoo eval`."""
 
 import dataclasses
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from zoo import trust
 from zoo.cli import early_checks
 from zoo.cli.command_setup import named_fields, prepare_process
 from zoo.cli.option_parser import parse
-from zoo.errors import require
+from zoo.errors import BadInput, require
 from zoo.generation.decoding_settings import Beams
 
-PASSED = ("batch", "stride", "length", "words", "field", "orders", "likelihood", "limit", "tokens", "prefix")
+PASSED = ("batch", "stride", "length", "words", "field", "orders", "likelihood", "limit", "pmi", "tokens", "prefix")
 """Options that are passed on to `eval.tasks.task.Settings`."""
 
 
 def evaluate(args: list[str]) -> int:
-    """Run `zoo eval RUN [options]` or `zoo eval RUN|DIR|hub:ID --task T --files ... [options]`."""
+    """Run `zoo eval RUN [options]`, or with `--task T --files ...` or `--suite S --suite-data DIR` for a RUN|DIR|hub:ID."""
     import tyro
 
     from eval.inference.likelihood_methods import LikelihoodMethod
@@ -27,14 +27,15 @@ def evaluate(args: list[str]) -> int:
     class Evaluate:
         """Compute the exact held-out loss, perplexity and bits per byte of a run, each token counted once.
 
-        With --task, score a task on local files instead.
+        With --task, score a task on local files instead, and with --suite several.
         """
 
         run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
         """Folder of a run; with --task also a folder of published weights or hub:ID."""
         task: str = ""
         """Task to score; the result is stored in the run.
-        Language models: blimp, lambada, perplexity, or harness:NAME (a YAML task of lm-evaluation-harness).
+        Language models: blimp, choices, word_ratios, reading, lambada, perplexity, or harness:NAME (a YAML task of
+        lm-evaluation-harness).
         Encoders: masked, pseudo_perplexity, blimp. XLNet: permutation_likelihood. Both, on the same tokens: masked:all.
         Fine-tuned encoders: labelled, or labelled:NAME for the metrics of a GLUE task.
         Encoder-decoders: text_to_text, or text_to_text:bleu.
@@ -42,6 +43,13 @@ def evaluate(args: list[str]) -> int:
         Models that generate: responses, which are sampled and judged."""
         files: tuple[str, ...] = ()
         """Files of the task, or folders of them."""
+        suite: Literal["", "babylm", "blimp", "glue-files"] = ""
+        """Suite of tasks to score, as one table. For glue-files RUN is a folder of runs with the names of its tasks: cola,
+        sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli."""
+        suite_data: str = ""
+        """Folder of the suite's files; without them the command lists their names, formats and sources."""
+        partial: bool = False
+        """Score the files of a suite that are there although others are absent; there is no mean then."""
         step: int | None = None
         """Step of the checkpoint to use. None = the best checkpoint if the run keeps one, else the newest; -1 = the newest."""
         adapter: str = ""
@@ -65,16 +73,18 @@ def evaluate(args: list[str]) -> int:
         orders: int = 0
         """Random orders of each document (permutation_likelihood), or of each text with --likelihood permutations; 0 = 8."""
         likelihood: LikelihoodMethod = "auto"
-        """How the likelihood of a text is computed (blimp, lambada, harness). auto: as the model was trained.
-        Encoder-decoders: target, or sentinel as the first removed span. Encoders: pseudo, or within_word, which also masks the
-        later tokens of a token's word. XLNet: left_to_right, permutations, pseudo or within_word."""
+        """How the likelihood of a text is computed (blimp, choices, word_ratios, reading, lambada, harness).
+        auto: as the model was trained. Encoder-decoders: target, or sentinel as the first removed span. Encoders: pseudo, or
+        within_word, which also masks the later tokens of a token's word. XLNet: left_to_right, permutations and these two."""
+        pmi: bool = False
+        """Also compare choices by log p after their context minus log p after --prefix alone (choices)."""
         limit: int = 0
-        """Score only the first examples or documents of the task, this many (blimp: pairs of each paradigm); 0 = all.
+        """Score only the first examples or documents of the task, this many (of each group in blimp and choices); 0 = all.
         The result does not replace that of all examples."""
         tokens: int = 0
         """Largest number of tokens of a generated text (text_to_text); 0 = 128."""
         prefix: str = ""
-        """Text put before every source (text_to_text); empty = the run's own prefix."""
+        """Text put before every source (text_to_text); empty = the run's own prefix. With --pmi: the context of choices alone."""
         search: Annotated[Beams, tyro.conf.arg(name="", prefix_name=False)] = Beams()
         labelled: Labelled = Labelled()
         """Options for reading files (labelled, text_to_text, preferences). Those that are not named are the run's own."""
@@ -84,7 +94,49 @@ def evaluate(args: list[str]) -> int:
         machine: Annotated[Machine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(default_factory=Machine)
 
     options = parse(Evaluate, args=args, prog="zoo eval")
+    if options.suite:
+        return _score_suite(options, args)
+    require(not options.suite_data and not options.partial, "suite_data", options.suite_data, "it needs a --suite")
     return _score_task(options, args) if options.task else _score_run(options, args)
+
+
+def _score_suite(options: Any, args: list[str]) -> int:
+    """Score a suite, store the results of its tasks, and return the exit code."""
+    from eval.suites import glue_files, suite_table
+    from train.store import run_fetch
+
+    for name, default in (("task", ""), ("files", ()), ("adapter", "")):
+        require(getattr(options, name) == default, name, options.task or "...", "a suite has its own; leave it out")
+    if not options.suite_data:
+        raise BadInput(f"--suite {options.suite}: name the folder of its files with --suite-data DIR")
+    # Neither needs JAX, so that absent files are listed at once.
+    if options.suite == "glue-files":
+        run = options.run
+        parts = glue_files.find_glue(run, options.suite_data)
+        glue_files.check_glue(parts, run, options.suite_data, partial=options.partial)
+    else:
+        parts = suite_table.find_parts(options.suite, options.suite_data)
+        suite_table.check_complete(options.suite, options.suite_data, parts, partial=options.partial)
+        run = run_fetch.local_name(options.run, options.step)
+        early_checks.check_source(run, options.step)
+        early_checks.check_weights(run)
+    if (code := prepare_process(options.machine, ["eval", *args])) is not None:
+        return code
+    from eval.commands import run_suite
+    from eval.tasks.task import Settings
+
+    names = ("batch", "likelihood", "orders", "limit", "tokens", "search")
+    return run_suite.run_suite(
+        run,
+        suite=options.suite,
+        data=options.suite_data,
+        partial=options.partial,
+        step=options.step,
+        settings=Settings(**{name: getattr(options, name) for name in names}),
+        precision=options.precision,
+        mesh=options.mesh,
+        as_json=options.json,
+    )
 
 
 def _score_run(options: Any, args: list[str]) -> int:
@@ -103,6 +155,7 @@ def _score_run(options: Any, args: list[str]) -> int:
         "orders",
         "likelihood",
         "limit",
+        "pmi",
         "tokens",
         "prefix",
         "adapter",
