@@ -37,7 +37,7 @@ from zoo.sha256_and_fsync import sha256
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AuditOptions:
-    """What an audit does beyond its defaults."""
+    """Options of an audit."""
 
     steps: int
     """Number of intervals; 0 = all of the run."""
@@ -60,6 +60,8 @@ def audit_run(path: str, options: AuditOptions) -> dict[str, Any]:
     require_audit_files(folder)
     run, files, starts = read_config(path), digest_run_files(folder), read_starts(folder)
     here = {"provenance": read_provenance(), "versions": software_versions()}
+    if not starts:
+        raise BadInput(f"{folder.starts} has no rows, so the machine and the versions are not known; restore the file")
     versions = hardware.check_versions(path, starts, here, permitted=options.other_versions)
     (manifests, checks), (best, best_checks) = check_arrays(folder.checkpoints), check_arrays(folder.best)
     checks = [*checks, *best_checks]
@@ -121,7 +123,7 @@ def _computed_checks(
     checks.append(_check_steps(folder, prepared.mesh, manifests))
     _show("scoring the held-out data")
     checks += check_scores(folder, prepared, manifests, best, bits=bits)
-    return checks + check_evaluations(folder, manifests, best, prepared.mesh, bits=bits)
+    return checks + check_evaluations(folder, {*manifests, *best}, here)
 
 
 def _check_ledger(folder: RunDir, prepared: PreparedRun, manifests: Manifests) -> Check:

@@ -3,8 +3,8 @@
 Nothing here imports JAX.
 """
 
+import contextlib
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from eval.audit.audit_types import Check, passed_or_failed
 from eval.audit.run_digests import check_arrays, digest_run_files
 from train.run.run_dir import RunDir, write_text
 from zoo.errors import BadInput
-from zoo.file_access import LARGEST_JSON, read_regular
+from zoo.file_access import LARGEST_JSON, open_regular, read_regular
 from zoo.json_shapes import shape_problem
 
 FORMAT = 1
@@ -134,7 +134,7 @@ def _check_signature(file: Path, signers: str) -> Check:
         if not signers:
             good = _ssh_keygen("--verify", ["check-novalidate", "-n", NAMESPACE, "-s", str(signature)], file)
             return Check("signature", "passed", f"{good.strip()}; name --signers to check whose key it is")
-        names = _ssh_keygen("--verify", ["find-principals", "-s", str(signature), "-f", signers], file).splitlines()
+        names = _ssh_keygen("--verify", ["find-principals", "-s", str(signature), "-f", signers]).splitlines()
         command = ["verify", "-f", signers, "-I", names[0], "-n", NAMESPACE, "-s", str(signature)]
         return Check("signature", "passed", _ssh_keygen("--verify", command, file).strip())
     except BadInput as error:
@@ -146,13 +146,14 @@ def _require_program(option: str) -> None:
         raise BadInput(f"{option}: ssh-keygen is not installed; install OpenSSH 8.1 or newer")
 
 
-def _ssh_keygen(option: str, command: Sequence[str], file: Path) -> str:
+def _ssh_keygen(option: str, command: Sequence[str], file: Path | None = None) -> str:
     """Return what a command of `ssh-keygen -Y` prints, which gets a file as standard input.
 
     Raises:
         BadInput: it fails; the message is the program's.
     """
-    with open(os.devnull if command[0] == "find-principals" else file, "rb") as content:
+    with contextlib.ExitStack() as stack:
+        content = subprocess.DEVNULL if file is None else stack.enter_context(open_regular(file))
         done = subprocess.run(["ssh-keygen", "-Y", *command], stdin=content, capture_output=True, text=True, timeout=PATIENCE)
     if done.returncode:
         reason = " ".join((done.stderr or done.stdout).split())[:200]

@@ -11,6 +11,8 @@ from eval.audit.hardware import LARGEST_DIFFERENCE
 
 SINCE_LAST_ROW = ("skipped", "spikes")
 """Counts of the steps since the row before, of which a start in the middle of these steps sees only a part."""
+LARGEST_OF_SCORES = 1e-4
+"""Largest relative difference of a score other than a loss between kinds of hardware: perplexity is an exponential of a loss."""
 LARGEST_LIST = 3
 """Number of differences that a message names."""
 
@@ -38,19 +40,19 @@ def row_problem(
     return ""
 
 
-def values_problem(stored: Any, computed: Any, *, bits: bool, ignored: Sequence[str] = ()) -> str:
+def values_problem(stored: Any, computed: Any, *, bits: bool, scores: bool = False, ignored: Sequence[str] = ()) -> str:
     """Return the first difference between two JSON objects, as text with both values; "" if there is none.
 
     Args:
-        bits: compare all numbers exactly; else only whole numbers and texts exactly, losses within `LARGEST_DIFFERENCE`, and no
-            other numbers.
+        bits: compare all numbers exactly; else only whole numbers and texts exactly, losses within `LARGEST_DIFFERENCE`, and
+            other numbers only if they are `scores`, within `LARGEST_OF_SCORES`.
         ignored: keys that are not compared.
     """
     old, new = (dict(_flat(value, "", ignored)) for value in (stored, computed))
     for name in [*old, *(name for name in new if name not in old)]:
         if name not in old or name not in new:
             return f"{name} is {'not stored' if name not in old else 'stored, and not computed again'}"
-        if not _agree(name, old[name], new[name], bits=bits):
+        if not _agree(name, old[name], new[name], bits=bits, scores=scores):
             return f"{name} is {_text(old[name])}, and computed again {_text(new[name])}"
     return ""
 
@@ -70,12 +72,13 @@ def _largest_difference(stored: np.ndarray, computed: np.ndarray) -> float:
     return float(np.abs(stored.astype(np.float64) - computed.astype(np.float64)).max())
 
 
-def _agree(name: str, old: Any, new: Any, *, bits: bool) -> bool:
-    if bits or not (isinstance(old, float) and isinstance(new, float)):
+def _agree(name: str, old: Any, new: Any, *, bits: bool, scores: bool) -> bool:
+    if bits or not (isinstance(old, float) and isinstance(new, float)) or math.isnan(old) or math.isnan(new):
         # JSON of a float has all of its bits, and NaN equals NaN.
         return json.dumps(old) == json.dumps(new)
-    is_loss = name.split(".")[0] == "terms" or name == "loss"
-    return not is_loss or math.isclose(old, new, rel_tol=LARGEST_DIFFERENCE) or (math.isnan(old) and math.isnan(new))
+    if name == "loss" or name.startswith("terms."):
+        return math.isclose(old, new, rel_tol=LARGEST_DIFFERENCE)
+    return not scores or math.isclose(old, new, rel_tol=LARGEST_OF_SCORES)
 
 
 def _row_name(row: Mapping[str, Any]) -> str:

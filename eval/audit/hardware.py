@@ -18,7 +18,10 @@ def starts_of_steps(starts: Sequence[Mapping[str, Any]], first: int, last: int) 
 
     A step belongs to the last start that began before it, since each start drops what was done after its own step.
     """
-    owners = {max(number for number, start in enumerate(starts) if start["step"] < step) for step in range(first + 1, last + 1)}
+    owners = {
+        max((number for number, start in enumerate(starts) if start["step"] < step), default=0)
+        for step in range(first + 1, last + 1)
+    }
     return [starts[number] for number in sorted(owners)]
 
 

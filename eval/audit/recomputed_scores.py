@@ -1,17 +1,23 @@
 """The scores of a run, computed again from its checkpoints: scores.json, and each task in evaluations.json."""
 
 import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from eval.audit.audit_types import Check, passed_or_failed
 from eval.audit.comparison import array_problem, values_problem
+from eval.audit.hardware import hardware_differences, version_differences
 from eval.audit.run_digests import Manifests
 from eval.commands.run_task import settings_of_record
 from eval.task_data_files import digest_data_files
 from eval.tasks import task_table
+from train.config.from_json import from_json
+from train.config.run_config import Mesh
+from train.engine import device_mesh
 from train.loop.prepare import PreparedRun
 from train.run.item_outcomes import HELD_OUT, Outcomes, read_outcomes
 from train.run.progress_display import ProgressBar
@@ -38,7 +44,7 @@ def check_scores(folder: RunDir, prepared: PreparedRun, manifests: Manifests, be
     params, step, _ = restore_params(folder.path, prepared.run, prepared.mesh, scored)
     stride = max(1, prepared.run.data.length // 2)
     score = prepared.scorer(prepared.data.scored_rows(prepared.run, stride))(params)
-    problem = values_problem(stored, {**score.record(), "stride": stride, "step": step}, bits=bits)
+    problem = values_problem(stored, {**score.record(), "stride": stride, "step": step}, bits=bits, scores=True)
     name = "best" if prepared.run.selection.best and best else "newest"
     checks = [passed_or_failed("scores.json", problem, f"computed again from the {name} checkpoint, of step {step}")]
     if outcomes := getattr(score, "outcomes", None):
@@ -46,20 +52,25 @@ def check_scores(folder: RunDir, prepared: PreparedRun, manifests: Manifests, be
     return checks
 
 
-def check_evaluations(folder: RunDir, manifests: Manifests, best: Manifests, mesh: Any, *, bits: bool) -> list[Check]:
-    """Repeat each task of evaluations.json with its recorded files, options and checkpoint, and compare."""
+def check_evaluations(folder: RunDir, steps: Collection[int], here: Mapping[str, Any]) -> list[Check]:
+    """Repeat each task of evaluations.json with its recorded files, options and checkpoint, and compare.
+
+    Args:
+        steps: those of the checkpoints that there are.
+        here: "provenance" and "versions" of this process.
+    """
     checks = []
     for name, entry in (read_result(folder.evaluations) or {}).items():
         try:
-            checks += _check_task(folder, name, entry, {*manifests, *best}, mesh, bits=bits)
+            checks += _check_task(folder, name, entry, steps, here)
         except BadInput as error:
             checks.append(Check(f"evaluations.json: {name}", "not checked", str(error)))
     return checks
 
 
-def _check_task(folder: RunDir, name: str, entry: dict[str, Any], steps: set[int], mesh: Any, *, bits: bool) -> list[Check]:
+def _check_task(folder: RunDir, name: str, entry: dict[str, Any], steps: Collection[int], here: Mapping[str, Any]) -> list[Check]:
     title, files = f"evaluations.json: {name}", entry.get("details", {}).get("files", [])
-    if "settings" not in entry:
+    if "settings" not in entry or "computed_by" not in entry:
         return [Check(title, "not checked", "it was recorded without its options; evaluate the run again")]
     if missing := [file for file in files if not Path(file).exists()]:
         return [Check(title, "not checked", f"{missing[0]} is not here")]
@@ -69,6 +80,10 @@ def _check_task(folder: RunDir, name: str, entry: dict[str, Any], steps: set[int
     if (digest := digest_data_files(files)) != recorded:
         return [Check(title, "failed", f"its files have the digest {digest}, and it records {recorded}")]
     settings = settings_of_record(entry["settings"])
+    by = entry["computed_by"]
+    bits = not [*hardware_differences(by, here), *version_differences(by, here)]
+    own_mesh = by["mesh"] if by["provenance"].get("devices") == jax.device_count() else {}
+    mesh = device_mesh.make_mesh(from_json(Mesh, own_mesh, "computed_by.mesh", fix="evaluate the run again"))
     task, _ = task_table.find_task(LIMITED.sub("", name))
     subject = load_model(folder.path, mesh, entry["step"])
     with ProgressBar(f"repeating {name}", before="compiling") as progress:
@@ -76,7 +91,7 @@ def _check_task(folder: RunDir, name: str, entry: dict[str, Any], steps: set[int
     # The tokenizer is compared too: scores of tokens depend on it.
     stored = {"metrics": entry["metrics"], "examples": entry["examples"], "tokenizer": entry.get("tokenizer")}
     computed = {"metrics": result.metrics, "examples": result.examples, "tokenizer": subject.tokenizer.fingerprint}
-    problem = values_problem(stored, computed, bits=bits)
+    problem = values_problem(stored, computed, bits=bits, scores=True)
     checks = [passed_or_failed(title, problem, f"computed again from the checkpoint of step {entry['step']}")]
     if result.outcomes is not None:
         checks.append(_check_outcomes(folder, name, result.outcomes, bits=bits))
@@ -94,6 +109,6 @@ def _check_outcomes(folder: RunDir, name: str, computed: Outcomes, *, bits: bool
         return Check(
             title, "failed", f"it has {len(stored.id):,} items, and other ones than the {len(computed.id):,} of the task"
         )
-    names = ("right", "nats", "count") if bits else ("count",)
+    names = ("right", "nats", "count") if bits else ("right", "count")
     arrays: list[dict[str, np.ndarray]] = [{field: getattr(own, field) for field in names} for own in (stored, computed)]
     return passed_or_failed(title, array_problem(*arrays), f"{len(stored.id):,} items")

@@ -159,7 +159,10 @@ class RunReplays:
         stored = json.loads(json.dumps(as_json(self._run)))
         for key, value in options.items():
             *groups, name = key.split(".")
-            functools.reduce(dict.__getitem__, groups, stored)[name] = value
+            try:
+                functools.reduce(dict.__getitem__, groups, stored)[name] = value
+            except (KeyError, TypeError):
+                raise BadInput(f"{self._folder.starts}: the run has no option {key!r}; restore the file") from None
         place.mkdir()
         config = RunDir(place).config
         write_json(config, stored)

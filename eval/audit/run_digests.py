@@ -73,6 +73,8 @@ def check_configuration(folder: RunDir, run: Run, manifests: Mapping[int, Manife
     problem = ""
     for place, step in [*((folder.checkpoints, step) for step in manifests), *((folder.best, step) for step in best)]:
         meta = (manifests if place == folder.checkpoints else best)[step].meta
+        if type(meta.get("config", {}).get("steps")) is not int:
+            problem = problem or f"{place.name}/{folder_name(step)} records no configuration"
         try:
             check_identity(place / folder_name(step), meta, run)
         except BadInput as error:

@@ -20,7 +20,9 @@ from train.config.from_json import from_json
 from train.engine import device_mesh
 from train.run.item_outcomes import write_outcomes
 from train.run.metric_definitions import score_notices
+from train.run.metrics_file import software_versions
 from train.run.progress_display import ProgressBar
+from train.run.provenance import read_provenance
 from train.run.result_files import read_result
 from train.run.run_dir import RunDir, is_run, write_json
 from train.weights.load import Loaded, load_model
@@ -121,6 +123,11 @@ def result_entry(
         "details": {**result.details, "files": list(files), **_plugin(task)},
         "fingerprint": task_fingerprint(files, settings, result),
         "settings": settings_record(settings),
+        "computed_by": {
+            "provenance": read_provenance(),
+            "versions": software_versions(),
+            "mesh": {str(axis): size for axis, size in subject.mesh.shape.items()},
+        },
         "tokenizer": subject.tokenizer.fingerprint,
         "per_token": list(scored.per_token),
         **({"limit": settings.limit} if settings.limit else {}),

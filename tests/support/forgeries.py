@@ -41,7 +41,10 @@ def better_validation(run: Path, rng: random.Random) -> None:
 
 
 def row_removed(run: Path, rng: random.Random) -> None:
-    edit_rows(run / "metrics.jsonl", lambda rows: rows.pop(rng.randrange(len(rows))) and None)
+    def change(rows: list[dict[str, Any]]) -> None:
+        del rows[rng.randrange(len(rows))]
+
+    edit_rows(run / "metrics.jsonl", change)
     reseal(run)
 
 
