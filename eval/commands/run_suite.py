@@ -218,6 +218,7 @@ def _store(subject: Loaded, task: str, notes: list[str], entry: Mapping[str, Any
         return
     notes = [*notes, *([f"first {entry['limit']:,}"] if "limit" in entry else [])]
     name, folder = f"{task} ({', '.join(notes)})" if notes else task, RunDir(subject.where)
-    if result.outcomes is not None:
-        write_outcomes(folder, name, result.outcomes)
-    write_json(folder.evaluations, {**run_task.previous_results(Path(subject.where)), name: dict(entry)})
+    with folder.lock_results():
+        if result.outcomes is not None:
+            write_outcomes(folder, name, result.outcomes)
+        write_json(folder.evaluations, {**run_task.previous_results(Path(subject.where)), name: dict(entry)})

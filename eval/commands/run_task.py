@@ -74,7 +74,8 @@ def run_task(
     settings = dataclasses.replace(settings, argument=argument)
     task_table.require_files(task, files)
     stored = is_run(Path(where)) and not adapter
-    previous = previous_results(Path(where)) if stored else {}
+    if stored:
+        previous_results(Path(where))  # refuses a damaged file before anything is computed
     examples = task_to_score.read(files, settings)
     quiet = as_json or jax.process_index() != 0
     with ProgressBar(f"loading {where}", quiet=quiet):
@@ -98,10 +99,12 @@ def run_task(
         if stored:
             # A score of the first examples has its own name, since it must not replace the score of all examples.
             name = f"{task} (first {settings.limit:,})" if settings.limit else task
-            if result.outcomes is not None:
-                write_outcomes(RunDir(where), name, result.outcomes)
-            write_json(RunDir(where).evaluations, {**previous, name: entry})
-            report.write_report(where)
+            with RunDir(where).lock_results():
+                if result.outcomes is not None:
+                    write_outcomes(RunDir(where), name, result.outcomes)
+                # Read again: another evaluation of the run may have ended in the meantime.
+                write_json(RunDir(where).evaluations, {**previous_results(Path(where)), name: entry})
+                report.write_report(where)
         for line in [
             *(f"{name}: {result.details[name]}" for name in LEFT if name in result.details),
             *score_notices(result.metrics),

@@ -26,6 +26,7 @@ from zoo.sha256_and_fsync import fsync
 
 LOCK = "run.lock"
 WAIT = "wait for it or choose another --name"
+RESULTS_LOCK = "evaluations.lock"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -123,6 +124,25 @@ class RunDir:
                 raise BadInput(f"{self.path} cannot be written or locked ({error.strerror}); choose another --out") from None
             yield
 
+    @contextlib.contextmanager
+    def lock_results(self) -> Iterator[None]:
+        """Lock evaluations.json and outcomes.npz, which several evaluations of a run may change at the same time.
+
+        Raises:
+            BadInput: the folder cannot be written or locked.
+        """
+        from filelock import FileLock
+
+        try:
+            lock = FileLock(self.path / RESULTS_LOCK, fallback_to_soft=False)
+            lock.acquire()
+        except OSError as error:
+            raise cannot_write(self.path / RESULTS_LOCK, error) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
     def write_config(self, run: Run) -> None:
         """Write config.json, as `as_json` returns it."""
         write_json(self.config, as_json(run))
@@ -145,7 +165,7 @@ def refuse_links(folder: str | Path) -> None:
         BadInput: names the link.
     """
     own = {path.name for path in vars(RunDir(folder)).values()}
-    refuse_links_out(folder, own | {LOCK, "reward_scale.json", "writer.json", "fetched", "tensorboard", "wandb"})
+    refuse_links_out(folder, own | {LOCK, RESULTS_LOCK, "reward_scale.json", "writer.json", "fetched", "tensorboard", "wandb"})
 
 
 def is_run(folder: Path) -> bool:

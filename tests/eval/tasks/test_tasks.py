@@ -238,6 +238,24 @@ def test_a_result_is_printed_kept_and_shown(run: Path, tmp_path: Path, capsys: p
     assert json.loads((run / "evaluations.json").read_text()) == kept
 
 
+def test_a_result_does_not_remove_that_of_an_evaluation_that_ended_meanwhile(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path / "one.jsonl", pair("The whale is seen.", "The whale see."))
+    passage = write(tmp_path / "two.txt", "The whale is seen")
+    (run / "evaluations.json").unlink(missing_ok=True)
+    load = run_task.load_model
+
+    def load_after_another(*arguments: Any) -> Any:
+        monkeypatch.setattr(run_task, "load_model", load)
+        assert evaluate(run, "lambada", passage) == 0
+        return load(*arguments)
+
+    monkeypatch.setattr(run_task, "load_model", load_after_another)
+    assert evaluate(run, "blimp", file) == 0
+    assert set(json.loads((run / "evaluations.json").read_text())) == {"blimp", "lambada"}
+
+
 @pytest.mark.planted(3)
 def test_wrong_options_are_refused_before_the_model_is_read(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unread(*_: Any, **__: Any) -> None:
