@@ -1,8 +1,9 @@
-"""A command of `zoo` that ends when the process that started it ends: `python -m eval.experiments.die_with_parent PID train ...`.
+"""A command of `zoo` that ends with its parent: `python -m eval.experiments.die_with_parent PID CORES train ...`.
 
-On Linux the kernel kills it. Elsewhere, and where that call fails, a thread watches for a new parent and ends the process. Where
-it is not needed there is no thread: a thread that allocates before `zoo.runtime.jax_setup` has set malloc's options makes malloc
-use two arenas, of which the second returns the memory of each step to the system.
+PID is the parent. CORES are the numbers of the CPU cores that this process may use, as 0,1, or "all". They are set before XLA
+starts as many threads. On Linux the kernel kills the process. Elsewhere, and where that call fails, a thread watches for a new
+parent and ends the process. Where it is not needed there is no thread: a thread that allocates before `zoo.runtime.jax_setup` has
+set malloc's options makes malloc use two arenas, of which the second returns the memory of each step to the system.
 """
 
 import contextlib
@@ -43,5 +44,7 @@ def _watch(parent: int) -> None:
 
 if __name__ == "__main__":
     die_with_parent(int(sys.argv[1]))
-    sys.argv = ["zoo", *sys.argv[2:]]
+    if sys.argv[2] != "all":
+        os.sched_setaffinity(0, {int(core) for core in sys.argv[2].split(",")})
+    sys.argv = ["zoo", *sys.argv[3:]]
     runpy.run_module("zoo.cli", run_name="__main__", alter_sys=True)

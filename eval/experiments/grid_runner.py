@@ -1,48 +1,83 @@
-"""Run the missing nodes of a grid, one after another, each in a process that ends when this one does.
+"""Run the missing nodes of a grid, as many at a time as there are workers.
 
 Whether a node is done is read from the run's folder alone. After any kill the same command continues: finished runs are kept, and
-an interrupted run continues from its last checkpoint.
+an interrupted run continues from its last checkpoint. Several engines may run on one folder, also on several machines that share
+it: a node is claimed by a lock (`node_process.claim_node`), and each engine waits for the nodes of the others.
 """
 
 import contextlib
 import graphlib
 import os
 import signal
-import subprocess
-import sys
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Protocol, runtime_checkable
 
 from eval.experiments import node_status
 from eval.experiments.grid import RUNS, Grid, Node
+from eval.experiments.node_process import ClaimedElsewhere, Outcome
 from eval.experiments.run_progress import RunProgress
-from train.run.run_dir import check_unlocked
-from zoo.errors import BadInput, cannot_write
-from zoo.file_access import LARGEST_JSON, open_to_append, read_regular, refuse_links_out
+from zoo.errors import cannot_write
+from zoo.file_access import LARGEST_JSON, read_regular, refuse_links_out
 
 LOCK = "experiment.lock"
 OWN = (LOCK, node_status.LOGS, RUNS, "files")
 """Names of an experiment's files and folders, of which none may be a link out of its folder."""
-PROGRAM = (sys.executable, "-P", "-m", "eval.experiments.die_with_parent")
 POLL = 0.25
-"""Seconds between two looks at the running process."""
+"""Seconds between two looks at the running processes."""
 PATIENCE = 1.0
 """Seconds between two tries of a lock."""
 
 
 class Stopped(BaseException):
-    """A signal requested the engine to stop; the running node has ended."""
+    """A signal requested the engine to stop; the running nodes have ended."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
 
 
+@runtime_checkable
+class RunningNode(Protocol):
+    """A node that was started, such as `NodeProcess`."""
+
+    def poll(self) -> Outcome | None:
+        """Return how it ended; None if it runs."""
+        ...
+
+    def stop(self, number: int) -> None:
+        """Make it save and end, by a signal."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once."""
+        ...
+
+
+@runtime_checkable
+class Workers(Protocol):
+    """Where nodes run: on this machine, or on a cluster."""
+
+    count: int
+    """Number of nodes that run at a time."""
+
+    def start(self, node: Node, slot: int) -> RunningNode:
+        """Start a node in a slot (0 to `count` - 1) that no running node has.
+
+        Raises:
+            ClaimedElsewhere: another process runs it.
+        """
+        ...
+
+
 @contextlib.contextmanager
 def lock_folder(folder: Path, notify: Callable[[str], None]) -> Iterator[None]:
-    """Lock an experiment's folder, after waiting for another engine that holds the lock.
+    """Lock an experiment's folder, after waiting for another process that holds the lock.
+
+    The lock is for what all engines on the folder write: the registration, the files and the page. No run needs it.
 
     Raises:
         BadInput: the folder cannot be written, or has links out of it.
@@ -56,7 +91,7 @@ def lock_folder(folder: Path, notify: Callable[[str], None]) -> Iterator[None]:
         lock, waits = FileLock(path, fallback_to_soft=False), False
         while True:
             try:
-                lock.acquire(timeout=PATIENCE if waits else 0)
+                lock.acquire(timeout=PATIENCE)
                 break
             except Timeout:
                 if not waits:
@@ -66,13 +101,13 @@ def lock_folder(folder: Path, notify: Callable[[str], None]) -> Iterator[None]:
     except OSError as error:
         raise cannot_write(folder, error) from None
     try:
-        path.write_text(f"process {os.getpid()}\n")
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
         yield
     finally:
         lock.release()
 
 
-def run_missing(grid: Grid, folder: Path) -> list[str]:
+def run_missing(grid: Grid, folder: Path, workers: Workers) -> list[str]:
     """Run every node that is not done and return a line for each that failed.
 
     Raises:
@@ -81,9 +116,8 @@ def run_missing(grid: Grid, folder: Path) -> list[str]:
     """
     node_status.check_runs(grid, folder)
     (folder / node_status.LOGS).mkdir(parents=True, exist_ok=True)
-    engine = _Engine(grid, folder)
-    with RunProgress(grid, folder) as engine.progress, engine.signals():
-        _run_nodes(grid, engine)
+    with RunProgress(grid, folder, workers.count) as progress:
+        _Engine(grid, folder, workers, progress).run()
     lines = []
     for node in grid.nodes:
         if not node_status.is_done(node, folder) and (message := node_status.node_failure(node, folder)):
@@ -91,100 +125,122 @@ def run_missing(grid: Grid, folder: Path) -> list[str]:
     return lines
 
 
-def _run_nodes(grid: Grid, engine: "_Engine") -> None:
-    """Run the nodes that are not done, in the order of the grid, except those that need one that failed."""
-    nodes = {node.name: node for node in grid.nodes}
-    order = {name: position for position, name in enumerate(nodes)}
-    waiting = graphlib.TopologicalSorter({node.name: node.parents for node in grid.nodes})
-    waiting.prepare()
-    ready = {*waiting.get_ready()}
-    while ready:
-        name = min(ready, key=order.__getitem__)
-        ready.remove(name)
-        if node_status.is_done(nodes[name], engine.folder) or engine.run(nodes[name]):
-            waiting.done(name)
-            ready.update(waiting.get_ready())
-
-
 class _Engine:
-    """Starts the process of a node, shows its progress, and passes signals on."""
+    """Starts nodes whose parents are done, in the order of the grid, and passes signals on to them."""
 
-    def __init__(self, grid: Grid, folder: Path) -> None:
-        self.folder = folder
-        self.progress: Any = None
+    def __init__(self, grid: Grid, folder: Path, workers: Workers, progress: RunProgress) -> None:
+        self._folder, self._workers, self._progress = folder, workers, progress
+        self._nodes = {node.name: node for node in grid.nodes}
+        parents = {node.name: [name for name in node.parents if name in self._nodes] for node in grid.nodes}
+        self._waiting = graphlib.TopologicalSorter(parents)
+        self._ready: set[str] = set()
+        self._claimed: dict[str, float] = {}
+        """Nodes that others run -> when to try the lock again."""
+        self._running: dict[str, RunningNode] = {}
+        self._slots: dict[str, int] = {}
+        self._earlier = {name: self._attempt(name) for name in self._nodes}
+        """Failures before this engine began, which is a reason to try again."""
         self._received: list[int] = []
-        self._child: subprocess.Popen[bytes] | None = None
+        self._passed_on = 0
+
+    def run(self) -> None:
+        """Run all nodes, except those that need one that failed.
+
+        Raises:
+            Stopped: after a signal.
+        """
+        self._waiting.prepare()
+        self._ready.update(self._waiting.get_ready())
+        with self._signals():
+            while self._ready or self._running or self._claimed:
+                self._pass_signals_on()
+                if self._received and not self._running:
+                    raise Stopped(self._received[0])
+                if not self._received:
+                    self._start_ready()
+                if not self._collect():
+                    self._progress.update(self._running)
+                    time.sleep(POLL)
+        if self._received:
+            raise Stopped(self._received[0])
+
+    def _start_ready(self) -> None:
+        """Start nodes while there are free workers; first those of others that may have ended."""
+        now = time.monotonic()
+        for name in [name for name, when in self._claimed.items() if when <= now]:
+            del self._claimed[name]
+            if self._attempt(name) not in (None, self._earlier[name]):
+                self._progress.ended(self._nodes[name], False, node_status.node_failure(self._nodes[name], self._folder))
+            else:
+                self._ready.add(name)
+        for name in sorted(self._ready, key=list(self._nodes).index):
+            node = self._nodes[name]
+            if node_status.is_done(node, self._folder):
+                self._ready.remove(name)
+                self._finish(name)
+            elif len(self._running) < self._workers.count:
+                self._ready.remove(name)
+                self._start(node)
+
+    def _start(self, node: Node) -> None:
+        slot = min(set(range(self._workers.count)) - set(self._slots.values()))
+        try:
+            self._running[node.name] = self._workers.start(node, slot)
+        except ClaimedElsewhere as claimed:
+            self._wait_for(node, str(claimed))
+            return
+        self._slots[node.name] = slot
+        self._progress.started(node)
+
+    def _collect(self) -> bool:
+        """Take the nodes that ended off the running ones, and return whether there was one."""
+        ended = [(name, outcome) for name, running in self._running.items() if (outcome := running.poll()) is not None]
+        for name, outcome in ended:
+            del self._running[name], self._slots[name]
+            if outcome.status == "claimed":
+                self._wait_for(self._nodes[name], outcome.message)
+            elif outcome.status != "stopped":
+                self._progress.ended(self._nodes[name], outcome.status == "done", outcome.message)
+            if outcome.status == "done":
+                self._finish(name)
+        return bool(ended)
+
+    def _finish(self, name: str) -> None:
+        self._waiting.done(name)
+        self._ready.update(self._waiting.get_ready())
+
+    def _wait_for(self, node: Node, reason: str) -> None:
+        self._progress.waiting(node, reason)
+        self._claimed[node.name] = time.monotonic() + PATIENCE
+
+    def _attempt(self, name: str) -> int | None:
+        """Return which failed attempt of a node is the last one; None if the last one did not fail."""
+        return node_status.failed_attempt(self._nodes[name], self._folder)
 
     @contextlib.contextmanager
-    def signals(self) -> Iterator[None]:
-        """Pass the first SIGINT, SIGTERM or SIGHUP to the running node, which saves; a second one kills it."""
+    def _signals(self) -> Iterator[None]:
+        """Collect SIGINT, SIGTERM and SIGHUP."""
         hangup = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else []
         with contextlib.ExitStack() as stack:
             for number in (signal.SIGINT, signal.SIGTERM, *hangup):
                 stack.callback(signal.signal, number, signal.signal(number, self._handle))
-            stack.callback(self._kill)
+            stack.callback(self._kill_all)
             yield
 
-    def run(self, node: Node) -> bool:
-        """Run a node to its end and return whether it succeeded."""
-        while True:
-            self._wait_for_lock(node)
-            self._stop_if_asked()
-            code, message = self._run_once(node)
-            self._stop_if_asked()
-            # Another process may have locked the run between the check and the start.
-            if not (code == 2 and " is in use by " in message):
-                break
-        done = code == 0 and node_status.is_done(node, self.folder)
-        if not done:
-            message = message if code else "it ended without results"
-            node_status.note_failure(node, self.folder, f"exit code {code}: {message}" if code not in (0, 2) else message)
-        self.progress.ended(node, done, message)
-        return done
-
-    def _run_once(self, node: Node) -> tuple[int, str]:
-        node_status.note_failure(node, self.folder, "")
-        path = node_status.log_file(node, self.folder)
-        with open_to_append(path) as log:
-            command = [*PROGRAM, str(os.getpid()), *node.argv]
-            # A group of its own: Ctrl-C in the terminal reaches only this process, which passes it on once.
-            self._child = subprocess.Popen(
-                command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
-            )
-        self.progress.started(node)
-        while True:
-            try:
-                code = self._child.wait(POLL)
-                break
-            except subprocess.TimeoutExpired:
-                self.progress.update(node)
-        self._child = None
-        return 128 - code if code < 0 else code, node_status.last_line(path)
-
-    def _wait_for_lock(self, node: Node) -> None:
-        """Wait until no process has locked the node's run: a process of a killed engine may still be ending."""
-        while not node.task:
-            try:
-                return check_unlocked(self.folder / node.run)
-            except BadInput as held:
-                self._stop_if_asked()
-                self.progress.waiting(node, str(held).partition(";")[0])
-                time.sleep(PATIENCE)
-
-    def _handle(self, number: int, frame: Any) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         self._received.append(number)
-        if self._child is not None:
-            if len(self._received) == 1:
-                self._child.send_signal(number)
+
+    def _pass_signals_on(self) -> None:
+        """Pass the first signal on to the running nodes, which save; a second SIGINT or SIGTERM kills them."""
+        received = self._received[self._passed_on :]
+        for number in received:
+            self._passed_on += 1
+            if self._passed_on == 1:
+                for running in self._running.values():
+                    running.stop(number)
             elif number != signal.SIGHUP:
-                self._kill()
+                self._kill_all()
 
-    def _stop_if_asked(self) -> None:
-        if self._received:
-            raise Stopped(self._received[0])
-
-    def _kill(self) -> None:
-        if self._child is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._child.pid, signal.SIGKILL)
-            self._child.wait()
+    def _kill_all(self) -> None:
+        for running in self._running.values():
+            running.kill()

@@ -26,6 +26,11 @@ def is_done(node: Node, folder: Path) -> bool:
     return evaluation_name(node) in read_object(files.evaluations)
 
 
+def is_begun(node: Node, folder: Path) -> bool:
+    """Return whether a node was started since its results are missing: its log exists."""
+    return log_file(node, folder).exists()
+
+
 def evaluation_name(node: Node) -> str:
     """Return the name under which an evaluation is stored in its run's evaluations.json."""
     limit = node.options.get("limit")
@@ -74,6 +79,26 @@ def node_failure(node: Node, folder: Path) -> str:
         return str(recorded)
     path = folder / LOGS / f"{node.name}.failed"
     return read_regular(path, LARGEST_JSON).decode(errors="replace").strip() if path.exists() else ""
+
+
+def failed_attempt(node: Node, folder: Path) -> int | None:
+    """Return a number that tells the last failed attempt of a node from earlier ones; None if the last attempt did not fail."""
+    try:
+        return (folder / LOGS / f"{node.name}.failed").stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+def failed_ancestor(grid: Grid, node: Node, folder: Path) -> Node | None:
+    """Return a node that failed and that a node needs, directly or not; None if there is none."""
+    by_name = {other.name: other for other in grid.nodes}
+    for parent in (by_name[name] for name in node.parents):
+        if not is_done(parent, folder):
+            if node_failure(parent, folder):
+                return parent
+            if (ancestor := failed_ancestor(grid, parent, folder)) is not None:
+                return ancestor
+    return None
 
 
 def last_line(path: Path, size: int = 4000) -> str:

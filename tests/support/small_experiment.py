@@ -1,9 +1,14 @@
-"""An experiment of two tiny runs and a control, and a stand-in for the processes that the engine starts."""
+"""An experiment of two tiny runs and a control, and a stand-in for the processes that the engine starts.
+
+`python -m tests.support.small_experiment FOLDER WORKERS` runs it with real processes, as `zoo experiment` does.
+"""
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
+from eval.experiments import collect_results, experiment_data, grid_runner, local_workers, preregistration
 from eval.experiments.declaration import TEXT, Claim, Experiment, Row, Stage, Tier
 from eval.experiments.experiment_data import Files
 from eval.experiments.grid import Grid, build_grid
@@ -17,7 +22,7 @@ TINY = {
 
 STAND_IN = """
 import json, os, sys, time
-argv = sys.argv[2:]
+argv = sys.argv[3:]
 with open("order.txt", "a") as log: log.write(" ".join(argv[:2]) + "\\n")
 if argv[0] == "eval":
     path = argv[1] + "/evaluations.json"
@@ -82,3 +87,23 @@ def with_claim(**changes: Any) -> dict[str, Any]:
 
 def order(folder: Path) -> list[str]:
     return (folder / "order.txt").read_text().splitlines() if (folder / "order.txt").exists() else []
+
+
+def run_small_experiment(folder: Path, workers: int) -> int:
+    """Run the experiment to its page, and return the exit code."""
+    grid = small_grid()
+    with grid_runner.lock_folder(folder, print):
+        registered = preregistration.register_grid(grid, folder)
+        experiment_data.write_files(grid.files, folder)
+    try:
+        failures = grid_runner.run_missing(grid, folder, local_workers.LocalWorkers(folder, workers))
+    except grid_runner.Stopped as stopped:
+        return 128 + stopped.number
+    with grid_runner.lock_folder(folder, print):
+        collect_results.write_results(grid, registered, folder)
+    print("\n".join(failures))
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_small_experiment(Path(sys.argv[1]), int(sys.argv[2])))

@@ -1,9 +1,11 @@
 """The engine: what runs, what is skipped, what waits, and what a kill leaves."""
 
 import json
+import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from eval.experiments import cluster_scripts, collect_results, grid_runner, node_status
+from eval.experiments import collect_results, grid_runner, local_workers, node_process, node_status
 from eval.experiments.preregistration import register_grid
 from eval.experiments.run_progress import RunProgress
 from tests.support import compilation
@@ -30,24 +32,28 @@ COMMAND = (sys.executable, "-m", "zoo.cli", "experiment", "masks", "grid", "--ti
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grid_runner, "PROGRAM", (sys.executable, "-c", STAND_IN))
+    monkeypatch.setattr(node_process, "PROGRAM", (sys.executable, "-c", STAND_IN))
     monkeypatch.setattr(grid_runner, "POLL", 0.01)
     monkeypatch.setattr(grid_runner, "PATIENCE", 0.05)
+
+
+def run(grid: Any, folder: Path, workers: int = 1) -> list[str]:
+    return grid_runner.run_missing(grid, folder, local_workers.LocalWorkers(folder, workers))
 
 
 @pytest.mark.usefixtures("stand_in")
 def test_a_failed_node_stops_its_descendants_only_and_is_tried_again(tmp_path: Path) -> None:
     grid = small_grid()
     (tmp_path / "fail-a-pretrain-0").write_text("3 steps in a row had a non-finite loss or gradient")
-    (line,) = grid_runner.run_missing(grid, tmp_path)
+    (line,) = run(grid, tmp_path)
     assert line.startswith("a-pretrain-0 failed: exit code 1: 3 steps in a row had a non-finite loss")
     assert [words.split()[0] for words in order(tmp_path)] == ["train", "train", "train", "eval", "train", "eval"]
     cells = {(c["row"], c["stage"]): c["status"] for c in results_of(grid, tmp_path)}
     assert cells["a", "pretrain"] == "diverged" and cells["a", "score"] == "missing" and cells["b", "score"] == "done"
     (tmp_path / "fail-a-pretrain-0").unlink()
-    assert grid_runner.run_missing(grid, tmp_path) == [] and len(order(tmp_path)) == 8
+    assert run(grid, tmp_path) == [] and len(order(tmp_path)) == 8
     # Everything is done: nothing runs.
-    assert grid_runner.run_missing(grid, tmp_path) == [] and len(order(tmp_path)) == 8
+    assert run(grid, tmp_path) == [] and len(order(tmp_path)) == 8
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -70,16 +76,16 @@ def test_nodes_run_in_the_order_of_the_grid_and_only_if_their_results_are_missin
 ) -> None:
     grid, begun = small_grid(), list[str]()
     monkeypatch.setattr(RunProgress, "started", lambda _, node: begun.append(node.name))
-    assert grid_runner.run_missing(grid, tmp_path) == [] and begun == [node.name for node in grid.nodes]
+    assert run(grid, tmp_path) == [] and begun == [node.name for node in grid.nodes]
     shutil.rmtree(tmp_path / "runs/b-pretrain-0")
-    assert grid_runner.run_missing(grid, tmp_path) == [] and begun[7:] == ["b-pretrain-0", "b-score-0"]
+    assert run(grid, tmp_path) == [] and begun[7:] == ["b-pretrain-0", "b-score-0"]
 
 
 @pytest.mark.usefixtures("stand_in")
 def test_an_error_of_the_engine_is_not_the_failure_of_a_node(tmp_path: Path) -> None:
     (tmp_path / "logs/tokenizer.log").mkdir(parents=True)
     with pytest.raises(IsADirectoryError):
-        grid_runner.run_missing(small_grid(), tmp_path)
+        run(small_grid(), tmp_path)
     assert not (tmp_path / "order.txt").exists() and not (tmp_path / "logs/tokenizer.failed").exists()
 
 
@@ -89,16 +95,49 @@ def results_of(grid: Any, folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_a_node_waits_for_the_lock_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("node", "file"), [("a-pretrain-0", "run.lock"), ("a-score-0", "a-score-0.lock")])
+def test_the_engine_goes_on_with_other_nodes_while_somebody_else_runs_one(
+    node: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "runs/a-pretrain-0"
     folder.mkdir(parents=True)
-    lock = FileLock(folder / "run.lock", thread_local=False)
+    lock = FileLock(folder / file, thread_local=False)
     lock.acquire()
-    (folder / "run.lock").write_text("process 1 on here\n")
+    (folder / file).write_text("process 1 on here\n")
     waited: list[str] = []
-    monkeypatch.setattr(RunProgress, "waiting", lambda _, node, reason: (waited.append(f"{node.name}: {reason}"), lock.release()))
-    assert grid_runner.run_missing(small_grid(), tmp_path) == []
-    assert waited == [f"a-pretrain-0: {folder} is in use by process 1 on here"] and len(order(tmp_path)) == 7
+    monkeypatch.setattr(RunProgress, "waiting", lambda _, node, reason: waited.append(f"{node.name}: {reason}"))
+    ended, update = list[str](), RunProgress.ended
+
+    def end(progress: RunProgress, finished: Any, done: bool, message: str) -> None:
+        update(progress, finished, done, message)
+        ended.append(finished.name)
+        if finished.name == "none-score-0":
+            lock.release()
+
+    monkeypatch.setattr(RunProgress, "ended", end)
+    assert run(small_grid(), tmp_path) == []
+    reason = f"{folder} is in use by process 1 on here" if file == "run.lock" else f"{node} is run by process 1 on here"
+    assert set(waited) == {f"{node}: {reason}"} and len(order(tmp_path)) == 7
+    assert ended.index(node) > ended.index("none-score-0")
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_failure_of_another_engine_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But one from before this engine began is."""
+    grid = small_grid()
+    node = next(node for node in grid.nodes if node.name == "a-pretrain-0")
+    (tmp_path / "logs").mkdir()
+    node_status.note_failure(node, tmp_path, "an earlier failure")
+    claim = node_process.claim_node(node, tmp_path)
+
+    def fail_elsewhere(progress: RunProgress, waiting: Any, reason: str) -> None:
+        assert (waiting.name, reason) == (node.name, f"{node.name} is run by process {os.getpid()} on {socket.gethostname()}")
+        node_status.note_failure(node, tmp_path, "3 steps in a row had a non-finite loss")
+        os.close(claim)
+
+    monkeypatch.setattr(RunProgress, "waiting", fail_elsewhere)
+    assert run(grid, tmp_path)[0].startswith("a-pretrain-0 failed: 3 steps in a row")
+    assert len(order(tmp_path)) == 5 and not any("a-pretrain-0" in line for line in order(tmp_path))
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -151,46 +190,6 @@ print(child.stdout.readline().strip(), flush=True)
 def test_a_process_ends_with_its_parent(platform: str) -> None:
     started = int(run_python("-c", PARENT, CHILD, platform, cwd=ROOT).stdout)
     assert gone([started])
-
-
-def test_commands_are_printed_level_by_level(tmp_path: Path) -> None:
-    grid = small_grid()
-    lines = cluster_scripts.command_lines(grid, tmp_path)
-    assert [line for line in lines if line.startswith("#")] == [
-        "# level 0: 1 commands, in any order and at the same time",
-        "# level 1: 3 commands, in any order and at the same time",
-        "# level 2: 3 commands, in any order and at the same time",
-    ]
-    assert lines[-1].endswith("&& zoo eval runs/none-pretrain-0 --task perplexity --files files/valid")
-    script = cluster_scripts.slurm_script(grid, tmp_path)
-    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
-    assert script.count("sbatch --parsable") == 3 and "--array=0-2" in script
-    import yaml
-
-    sets = list(yaml.safe_load_all(cluster_scripts.job_sets(grid, tmp_path)))
-    assert [job["spec"]["replicatedJobs"][0]["template"]["spec"]["completions"] for job in sets] == [1, 3, 3]
-
-
-def test_a_slurm_job_runs_the_command_of_its_number_after_the_level_before(tmp_path: Path) -> None:
-    programs = {
-        "sbatch": 'echo "$@" >> submitted; cat > "job-$(wc -l < submitted)"; wc -l < submitted',
-        "srun": 'shift; exec "$@"',
-        "zoo": 'echo "$@" > ran; exit 143',
-        "scontrol": 'echo "$@" > queued',
-    }
-    for name, line in programs.items():
-        (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")
-        (tmp_path / name).chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_JOB_ID": "9"}
-    options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "check": False}
-    done = subprocess.run(["bash", "-c", cluster_scripts.slurm_script(small_grid(), tmp_path)], **options)
-    assert done.returncode == 0, done
-    submitted = (tmp_path / "submitted").read_text().splitlines()
-    assert [line.count("afterok") for line in submitted] == [0, 1, 1] and "--dependency=afterok:2" in submitted[2]
-    # A run that was told to leave is queued again.
-    assert subprocess.run(["bash", "job-2"], **options).returncode == 143
-    assert "--name none-pretrain-0" in (tmp_path / "ran").read_text()
-    assert (tmp_path / "queued").read_text() == "requeue 9_2\n"
 
 
 # --- real runs, in processes that are killed ------------------------------------------------------------------------------------

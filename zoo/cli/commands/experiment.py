@@ -3,13 +3,15 @@
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from zoo.cli.commands.train import parse_options
 from zoo.cli.option_parser import parse
 from zoo.errors import BadInput, printable, require
 
-HANDOVERS = ("plan", "commands", "slurm", "jobset", "render")
+HANDOVERS = ("plan", "commands", "node", "render")
+GRID_OPTIONS = ("tier", "seeds", "corpus", "corpus_digest", "tasks")
+"""Options that decide which grid it is; a job on another machine has the same."""
 
 
 def experiment(args: list[str]) -> int:
@@ -49,22 +51,32 @@ def experiment(args: list[str]) -> int:
         """Print runs, FLOPs and minutes, and run nothing."""
         rate: float = 0.0
         """GFLOP/s of matrix products that --plan assumes; 0 = measure this machine's."""
+        on: Literal["local", "slurm", "ray", "jobset"] = "local"
+        """Where to run: on this machine, or as Slurm arrays, Ray tasks or Kubernetes job sets, which this command submits and
+        follows. The other machines must see DIR at the same path."""
+        workers: int = 0
+        """Number of runs at a time. local: 0 = 1; more divide the cores, or have a GPU each. Elsewhere 0 = no limit."""
+        cpus: int = 1
+        """CPU cores of a run, on other machines."""
+        gpus: int = 0
+        """GPUs of a run, on other machines."""
+        memory: int = 4
+        """GiB of memory of a run, on other machines."""
+        image: str = "IMAGE"
+        """Container image with the zoo (jobset)."""
+        volume: str = "zoo"
+        """Persistent volume claim that has the folder above DIR (jobset)."""
         commands: bool = False
-        """Print the command of every run, level by level, and run nothing."""
-        slurm: bool = False
-        """Print a script that submits the runs to Slurm, with one job array per level; Slurm need not be installed here."""
-        jobset: bool = False
-        """Print Kubernetes job sets, one per level."""
+        """Print what --on would run, and run nothing: the commands level by level, a script for Slurm, or job sets."""
         pilot: bool = False
         """Only run the pilot, which chooses the learning rate of each row; without this flag the grid follows it."""
+        node: str = ""
+        """Run only this run or evaluation, whose parents are done; the jobs of --on do so."""
         render: bool = False
         """Only write experiment.json and the page, from the runs that exist."""
 
     options = parse(Options, args=args, prog="zoo experiment")
-    chosen = [f"--{name}" for name in HANDOVERS if getattr(options, name)]
-    require(len(chosen) <= 1, "plan", " ".join(chosen), "choose one of them")
-    require(0 <= options.seeds <= 1000, "seeds", options.seeds, "choose 0 (the tier's) or 1 to 1,000")
-    require(options.rate >= 0, "rate", options.rate, "choose 0 (measure it) or a rate in GFLOP/s")
+    _check_options(options)
     folder = Path(options.folder)
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder}: is a file; name a folder")
@@ -98,7 +110,7 @@ def _act_after_pilot(options: Any, declared: Any, files: Any, folder: Path) -> i
 
     tier = declared.tiers[options.tier]
     seeds = tuple(range(options.seeds or tier.seeds or declared.seeds))
-    result = pilot.finished_pilot(folder)
+    result, is_script = pilot.finished_pilot(folder), bool(options.commands or options.node)
     if result is None or options.pilot or options.plan:
         pilot_grid = grids.build_grid(
             pilot.pilot_experiment(declared, options.tier),
@@ -108,15 +120,17 @@ def _act_after_pilot(options: Any, declared: Any, files: Any, folder: Path) -> i
             seeds=tier.pilot_seeds,
             flops_per_step=_flops_per_step,
         )
-        print(f"pilot: {len(tier.rates)} learning rates for each row, seeds {', '.join(map(str, tier.pilot_seeds))}")
-        code = _act(options, pilot_grid, folder / pilot.FOLDER)
+        if not is_script:
+            print(f"pilot: {len(tier.rates)} learning rates for each row, seeds {', '.join(map(str, tier.pilot_seeds))}")
+        code = _act(dataclasses.replace(options, pilot=True), pilot_grid, folder / pilot.FOLDER)
         result = pilot.finished_pilot(folder)
-        if result is None and not options.plan:
+        if options.node or (result is None and not options.plan):
             return code
     chosen = None
     if result is not None:
         chosen = pilot.read_pilot(declared, options.tier, result)
-        print("\n".join(pilot.planning_lines(declared, options.tier, chosen)))
+        if not is_script:
+            print("\n".join(pilot.planning_lines(declared, options.tier, chosen)))
         if options.pilot:
             return 0
         declared = pilot.tuned_experiment(declared, options.tier, chosen, seeds)
@@ -126,57 +140,161 @@ def _act_after_pilot(options: Any, declared: Any, files: Any, folder: Path) -> i
     return _act(options, grid, folder)
 
 
-def _act(options: Any, grid: Any, folder: Path) -> int:
-    """Do what the options request: plan, print or run the grid, or write its page."""
-    from eval.experiments import cluster_scripts, grid_checks
+def _check_options(options: Any) -> None:
+    """Refuse options that contradict each other or are out of range."""
+    chosen = [f"--{name}" for name in HANDOVERS if getattr(options, name)]
+    require(len(chosen) <= 1, "plan", " ".join(chosen), "choose one of them")
+    require(0 <= options.seeds <= 1000, "seeds", options.seeds, "choose 0 (the tier's) or 1 to 1,000")
+    require(options.rate >= 0, "rate", options.rate, "choose 0 (measure it) or a rate in GFLOP/s")
+    require(options.workers >= 0, "workers", options.workers, "choose 1 or more, or 0 for the default")
+    require(options.cpus >= 1, "cpus", options.cpus, "choose 1 or more")
+    require(options.gpus >= 0, "gpus", options.gpus, "choose 0 or more")
+    require(options.memory >= 1, "memory", options.memory, "choose 1 or more GiB")
+    require(not (options.commands and options.on == "ray"), "on", "ray", "it has no script to print; leave --commands out")
+    submits = options.on == "jobset" and not any(getattr(options, name) for name in HANDOVERS)
+    require(not submits or options.image != "IMAGE", "image", options.image, "name a container image that has the zoo")
+    require("://" not in options.folder, "DIR", options.folder, "an experiment needs a folder; mount one that all machines see")
 
-    grid_checks.check_grid(grid, lambda: _costs(grid))
+
+def _act(options: Any, grid: Any, folder: Path) -> int:
+    """Do what the options request: plan, print or run the grid or a node of it, or write its page."""
+    from eval.experiments import experiment_data, grid_checks, grid_runner, node_status, preregistration
+    from eval.experiments.page.registration_edits import edit_lines
+
+    if not options.node:
+        grid_checks.check_grid(grid, lambda: _costs(grid))
     if options.plan:
         from eval.experiments import cost_estimates
 
         rate = options.rate * 1e9 or _measured_rate()
         print("\n".join(cost_estimates.plan_lines(grid, _costs(grid), rate)))
         return 0
-    texts = {
-        "commands": lambda: "\n".join(cluster_scripts.command_lines(grid, folder)),
-        "slurm": lambda: cluster_scripts.slurm_script(grid, folder),
-        "jobset": lambda: cluster_scripts.job_sets(grid, folder),
-    }
-    from eval.experiments import collect_results, experiment_data, grid_runner, node_status, preregistration
-    from eval.experiments.page.registration_edits import edit_lines
-
-    if options.render:
+    if options.render or options.node:
         preregistration.read_registration(folder)
-
-    def notify(line: str) -> None:
-        print(f"! {printable(line)}", file=sys.stderr, flush=True)
-
-    with grid_runner.lock_folder(folder, notify):
+    elif not options.commands:
+        _check_place(options, folder)
+    with grid_runner.lock_folder(folder, _notify):
         node_status.check_runs(grid, folder)
         registered = preregistration.register_grid(grid, folder)
-        for line in edit_lines(registered):
-            notify(line)
-        failures: list[str] = []
-        if not options.render:
+        if not (options.render or options.node):
             experiment_data.write_files(grid.files, folder)
-            for name in texts:
-                if getattr(options, name):
-                    print(f"{texts[name]()}\n# registration {registered['hash']}", flush=True)
-                    return 0
-            print(f"registered on {registered['date']}: SHA-256 {registered['hash']}", flush=True)
-            try:
-                failures = grid_runner.run_missing(grid, folder)
-            except grid_runner.Stopped as stopped:
-                notify("stopped; the same command continues")
-                return 128 + stopped.number
+    if options.node:
+        return _run_node(options, grid, folder)
+    for line in edit_lines(registered):
+        _notify(line)
+    failures: list[str] = []
+    if options.commands:
+        print(f"{_script(options, grid, folder)}\n# registration {registered['hash']}", flush=True)
+        return 0
+    if not options.render:
+        print(f"registered on {registered['date']}: SHA-256 {registered['hash']}", flush=True)
+        try:
+            failures = _run_all(options, grid, folder)
+        except grid_runner.Stopped as stopped:
+            _notify("stopped; the same command continues")
+            return 128 + stopped.number
+    return _write_page(grid, registered, folder, failures)
+
+
+def _write_page(grid: Any, registered: Any, folder: Path, failures: list[str]) -> int:
+    """Write experiment.json and the page, print the verdicts, and return the exit code."""
+    from eval.experiments import collect_results, grid_runner
+    from eval.experiments.page.registration_edits import edit_lines
+
+    with grid_runner.lock_folder(folder, _notify):
         result = collect_results.write_results(grid, registered, folder)
     later = [line for line in edit_lines(result["registration"]) if line not in edit_lines(registered)]
     for line in [*failures, *later, *result["deviations"]]:
-        notify(line)
+        _notify(line)
     for claim in result["claims"]:
         print(printable(f"{claim['id']:24} {claim['verdict']}: {claim['reason']}"))
     print(folder / collect_results.HTML, flush=True)
     return 1 if failures else 0
+
+
+def _notify(line: str) -> None:
+    print(f"! {printable(line)}", file=sys.stderr, flush=True)
+
+
+def _check_place(options: Any, folder: Path) -> None:
+    """Refuse, before anything is written, to run where this machine cannot."""
+    from eval.experiments import cluster_jobs, local_workers, ray_workers
+
+    if options.on == "local":
+        local_workers.LocalWorkers(folder, options.workers or 1)
+    elif options.on == "ray":
+        ray_workers.require_ray()
+    else:
+        cluster_jobs.require_program({"slurm": "sbatch", "jobset": "kubectl"}[options.on])
+
+
+def _run_all(options: Any, grid: Any, folder: Path) -> list[str]:
+    """Run the nodes that are not done where --on says, and return a line for each that failed."""
+    from eval.experiments import cluster_jobs, grid_runner, local_workers
+
+    words = _job_words(options)
+    if options.on == "slurm":
+        return cluster_jobs.run_on_slurm(grid, folder, ["zoo", *words], _resources(options))
+    if options.on == "jobset":
+        return cluster_jobs.run_on_kubernetes(grid, folder, ["zoo", *words], _resources(options))
+    if options.on == "ray":
+        from eval.experiments import ray_workers
+
+        workers = ray_workers.RayWorkers(folder, words, _resources(options))
+    else:
+        workers = local_workers.LocalWorkers(folder, options.workers or 1)
+    return grid_runner.run_missing(grid, folder, workers)
+
+
+def _run_node(options: Any, grid: Any, folder: Path) -> int:
+    """Run one node, and return the exit code: 3 if one that it needs failed, 75 if one that it needs is not done."""
+    from eval.experiments import cluster_scripts, grid_runner, local_workers, node_process, node_status
+
+    nodes = {node.name: node for node in grid.nodes}
+    require(options.node in nodes, "node", options.node, f"{grid.experiment.name} has no such run; choose {', '.join(nodes)}")
+    node = nodes[options.node]
+    if (failed := node_status.failed_ancestor(grid, node, folder)) is not None:
+        _notify(f"{node.name} is left out: it needs {failed.name}, which failed: {node_status.node_failure(failed, folder)}")
+        return cluster_scripts.NEEDS_FAILED
+    for parent in node.parents:
+        if not node_status.is_done(nodes[parent], folder):
+            _notify(f"{node.name} cannot begin: it needs {parent}, which is not done; run that first")
+            return node_process.STUCK
+    try:
+        failures = grid_runner.run_missing(dataclasses.replace(grid, nodes=(node,)), folder, local_workers.LocalWorkers(folder))
+    except grid_runner.Stopped as stopped:
+        return 128 + stopped.number
+    for line in failures:
+        _notify(line)
+    return 1 if failures else 0
+
+
+def _script(options: Any, grid: Any, folder: Path) -> str:
+    """Return what --commands prints."""
+    from eval.experiments import cluster_scripts
+
+    words = ["zoo", *_job_words(options)]
+    if options.on == "slurm":
+        return cluster_scripts.slurm_script(grid, folder, words, _resources(options))
+    if options.on == "jobset":
+        return cluster_scripts.job_sets(grid, folder, words, _resources(options))
+    return "\n".join(cluster_scripts.command_lines(grid, folder))
+
+
+def _job_words(options: Any) -> list[str]:
+    """Return the arguments of `zoo` that declare the same grid in any folder."""
+    words = ["experiment", options.name, str(Path(options.folder).resolve()), *(["--pilot"] if options.pilot else [])]
+    for name in GRID_OPTIONS:
+        if value := getattr(options, name):
+            is_path = name in ("corpus", "tasks") and value != "embedded"
+            words += [f"--{name.replace('_', '-')}", str(Path(value).resolve() if is_path else value)]
+    return words
+
+
+def _resources(options: Any) -> Any:
+    from eval.experiments.cluster_scripts import Resources
+
+    return Resources(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Resources)})
 
 
 def _values(declared: Any, tier: str) -> list[Any]:
