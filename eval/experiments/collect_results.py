@@ -11,16 +11,23 @@ from typing import Any
 from eval.experiments import grid_checks, node_status, preregistration
 from eval.experiments.collected_outcomes import write_collected_outcomes
 from eval.experiments.declaration import Experiment
+from eval.experiments.experiment_data import ANY, EMBEDDED
 from eval.experiments.grid import RUNS, TOKENIZER, Grid, Node
 from eval.experiments.item_sampling_error import item_errors
 from train.checkpoints import manifest
+from train.run.metric_definitions import METRICS
 from train.run.metrics_file import read_rows
 from train.run.progress_display import short_number
 from train.run.run_dir import RunDir, write_json, write_text
 from zoo.errors import BadInput
+from zoo.file_access import read_regular_text
 from zoo.json_shapes import shape_problem
 
 JSON, HTML, MARKDOWN = "experiment.json", "experiment.html", "experiment.md"
+INTERPRETATION = "interpretation.md"
+"""Text on the results, which the page shows; it is written by hand after the runs."""
+LARGEST_INTERPRETATION = 64 << 10
+"""Bytes of that file."""
 COSTS = ("input_tokens", "text_tokens", "predictions", "bytes", "flops", "seconds", "peak_bytes")
 COMPARED = {
     **{"tokenizer": "tokenizers", "held_out": "held-out data", "targets": "targets"},
@@ -37,11 +44,39 @@ def write_results(grid: Grid, registration: Mapping[str, Any], folder: Path) -> 
 
     if tokenizer := _manifest(RunDir(folder / RUNS / TOKENIZER)).get("tokenizer"):
         registration = preregistration.record_tokenizer(registration, tokenizer, folder)
-    result = json.loads(json.dumps(collect_results(grid, registration, folder)))
+    content = {**collect_results(grid, registration, folder), "interpretation": read_interpretation(folder)}
+    result = json.loads(json.dumps(content))
     write_json(folder / JSON, result)
     write_text(folder / HTML, render_html(result))
     write_text(folder / MARKDOWN, render_markdown(result))
     return result
+
+
+def read_interpretation(folder: Path) -> str:
+    """Return the text of interpretation.md in an experiment's folder, "" if there is none.
+
+    Raises:
+        BadInput: it cannot be read, is too large, or is not UTF-8.
+    """
+    path = folder / INTERPRETATION
+    try:
+        return read_regular_text(path, LARGEST_INTERPRETATION).strip()
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise BadInput(f"{path}: cannot be read ({reason}); correct or remove it, and run the command with --render") from None
+
+
+def experiment_command(grid: Grid) -> str:
+    """Return the command that runs an experiment, with DIR, CORPUS and TASKS for the folders on the reader's machine."""
+    words = ["zoo", "experiment", grid.experiment.name, "DIR", "--tier", grid.tier, "--seeds", str(len(grid.seeds))]
+    declared, (kind, _, digest) = grid.experiment.tiers[grid.tier].corpus, grid.files.corpus.partition(" ")
+    if kind == EMBEDDED:
+        words += [] if declared == EMBEDDED else ["--corpus", EMBEDDED, "--corpus-digest", ANY]
+    else:
+        words += ["--corpus", "CORPUS", *([] if kind == declared == "public" else ["--corpus-digest", digest])]
+    return " ".join([*words, *(["--tasks", "TASKS"] if Path(grid.files.tasks).is_absolute() else [])])
 
 
 def collect_results(grid: Grid, registration: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -78,6 +113,7 @@ def collect_results(grid: Grid, registration: Mapping[str, Any], folder: Path) -
         "scale": experiment.scale.format(**sizes),
         "date": registration["date"],
         "tier": grid.tier,
+        "command": experiment_command(grid),
         "registration": {**registration["sealed"], "changed": registration["changed"], "edits": registration["edits"]},
         "cells": cells,
         "claims": claims,
@@ -102,7 +138,6 @@ def read_cell(node: Node, row: str, folder: Path) -> dict[str, Any]:
     valid = [] if node.task else [row for row in _rows(files.metrics) if row.get("kind") == "valid"]
     per_step = starts[-1].get("flops") if starts else None
     tokens = node.config.data.batch * node.config.data.length
-    main = _main_score(scores or (valid[-1] if valid else {}))
     return {
         "row": row,
         "seed": node.seed,
@@ -112,11 +147,7 @@ def read_cell(node: Node, row: str, folder: Path) -> dict[str, Any]:
         "scores": {name: value for name, value in scores.items() if math.isfinite(value)},
         "costs": _costs(node, files, int(meta.get("step", 0)), meta),
         "fingerprints": _fingerprints(node, files, meta),
-        "curve": [
-            [row["step"] * tokens, None if per_step is None else row["step"] * per_step, row[main]]
-            for row in valid
-            if isinstance(row.get(main), int | float) and math.isfinite(row[main])
-        ],
+        "curves": _curves(valid, tokens, per_step),
         "provenance": _provenance(starts),
     }
 
@@ -199,8 +230,22 @@ def _other_registrations(cells: Sequence[Mapping[str, Any]], registered: str) ->
     ]
 
 
-def _main_score(scores: Mapping[str, Any]) -> str:
-    return next((name for name in ("masked_loss", "loss", "accuracy") if name in scores), "loss")
+def _curves(valid: Sequence[Mapping[str, Any]], tokens: int, flops: float | None) -> dict[str, list[list[float | None]]]:
+    """Return score -> [input tokens, FLOPs, value] of each validation, for the scores that have a better direction.
+
+    Args:
+        tokens: input tokens of a step.
+        flops: FLOPs of a step; None if they are not recorded.
+    """
+    names = [name for name, metric in METRICS.items() if metric.better and any(name in row for row in valid)]
+    return {
+        name: [
+            [row["step"] * tokens, None if flops is None else row["step"] * flops, row[name]]
+            for row in valid
+            if isinstance(row.get(name), int | float) and math.isfinite(row[name])
+        ]
+        for name in names
+    }
 
 
 def _floors(experiment: Experiment, grid: Grid, cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ classes below and `Figure` are the other blocks. All text is escaped.
 
 import dataclasses
 import functools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,15 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class LinedTable(Table):
-    """A table whose cells have lines: first a value, then its explanations. A line of type `Value` is another value."""
+    """A table whose cells have lines: first a value, then its explanations. A line of type `Value` is another value.
+
+    On a screen on which the page does not have its full width, each row is a block with the titles of its columns.
+    """
 
     groups: Sequence[tuple[str, int]] = ()
     """Titles above the head, with the number of columns of each."""
+    names: Sequence[str] = ()
+    """Titles of the columns in such blocks, which have no groups; none = the head."""
 
 
 class Value(str):
@@ -110,12 +116,31 @@ class Examples:
 
 
 @dataclasses.dataclass(frozen=True)
+class Prose:
+    """A text of paragraphs with blank lines between them; one whose lines all begin with "- " is a list."""
+
+    text: str
+
+    def __bool__(self) -> bool:
+        return bool(self.text.strip())
+
+    @property
+    def paragraphs(self) -> list[str | list[str]]:
+        """Return the paragraphs, a list as its items."""
+        blocks = [block.strip().splitlines() for block in re.split(r"\n\s*\n", self.text.strip())]
+        return [
+            [line.strip()[2:] for line in lines] if all(line.strip().startswith("- ") for line in lines) else " ".join(lines)
+            for lines in blocks
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
 class Verdict:
     """A statement with its verdict."""
 
     verdict: str
     look: str
-    """Class of the style sheet: good, bad, open or none."""
+    """Class of the style sheet: good, part, bad, open, mixed or none."""
     remark: str
     """Words after the verdict."""
     text: str
@@ -129,7 +154,7 @@ class Verdicts:
     items: Sequence[Verdict]
 
 
-Block = str | Sequence[str] | Mapping[str, Any] | Table | Figure | Plots | HeatMap | Cards | Sample | Examples | Verdicts
+Block = str | Sequence[str] | Mapping[str, Any] | Table | Figure | Plots | HeatMap | Cards | Sample | Examples | Prose | Verdicts
 Sections = Mapping[str, Sequence[Block]]
 """Heading -> blocks; empty blocks, such as tables without rows, and empty sections are left out."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eval.pages.html_page import Block, LinedTable, Sections, Table, Value, Verdicts
+from eval.pages.html_page import Block, LinedTable, Prose, Sections, Table, Value, Verdicts
 from eval.pages.value_text import cell_text
 
 
@@ -22,6 +22,8 @@ def block_markdown(block: Block) -> str:
         return block
     if isinstance(block, Table):
         return _table(block)
+    if isinstance(block, Prose):
+        return block.text.strip()
     if isinstance(block, Verdicts):
         lines = []
         for item in block.items:

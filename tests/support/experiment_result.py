@@ -124,11 +124,11 @@ def _grid(seeds: int) -> list[dict[str, Any]]:
                 grid.append(
                     {"row": name, "seed": seed, "stage": stage, "run": run, "status": status, "provenance": origin}
                     | {"scores": {} if status in ("diverged", "failed", "missing") else scores[stage]}
-                    | {"curve": curve[: 5 if status == "diverged" else 12] if stage == "pretrain" else []}
+                    | {"curves": {"masked_loss": curve[: 5 if status == "diverged" else 12]} if stage == "pretrain" else {}}
                     | {"costs": dict(zip(COSTS, costs[stage], strict=True)), "fingerprints": {"data": f"sha256:{stage}"}}
                     | {"command": f"zoo train roberta-nano --seed {seed} --steps 5500 --data.paths public/train --out {run}"}
                 )
                 if status == "diverged":
-                    grid[-1]["curve"].append([5e6, 6e13, math.inf])
+                    grid[-1]["curves"]["masked_loss"].append([5e6, 6e13, math.inf])
                     break
     return grid

@@ -3,21 +3,24 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eval.experiments.page import experiment_charts, experiment_tables
+from eval.experiments.analysis.verdicts import claim_references
+from eval.experiments.page import experiment_charts, experiment_tables, seed_charts
 from eval.experiments.page.experiment_tables import Result
-from eval.experiments.page.registration_edits import check_registration
 from eval.pages import markdown_page
-from eval.pages.html_page import Block, Plots, Verdict, Verdicts, render_page
+from eval.pages.html_page import Block, Plots, Prose, Verdict, Verdicts, render_page
 from train.run.progress_display import short_number
 
-LOOKS = {"reproduced": "good", "equivalent": "good", "contradicted": "bad", "not shown": "open"}
-"""Verdict -> its class in the style sheet; that of others is none."""
 RULE = (
-    "A claim is judged by a rule that was fixed before the first run. Statements that a difference is above a limit have a level "
-    "of 2.5% over all claims of the experiment (Holm), and so have statements that it is below one: a page with any false "
-    "verdict has a chance of at most 5%. If seeds did not learn, diverged or failed, the shares of seeds that learned are "
-    "compared and not the means. Bounds are the ends of two-sided 95% intervals, of a claim alone. Detectable is the smallest "
-    "difference (of an equivalence: the smallest margin) that this number of seeds finds in 80% of the cases."
+    "A claim is judged by rules that were fixed before the first run. Reproduced: the difference has the direction of the "
+    "claim and is beyond its margin. Direction only: it has the direction, and the margin is not shown. Equivalent: it is "
+    "within the margin. Contradicted: it has the opposite direction, or of an equivalence is beyond the margin. Not shown: "
+    "none of these. Depends on the metric: the verdicts by the two metrics of the claim disagree. If a seed did not learn, "
+    "diverged or failed, the shares of seeds that learned are compared by Fisher's exact test, and not the means. Not "
+    "testable: no seed of either side learned, or the runs cannot answer the question. All statements that a difference is "
+    "above a limit have a level of 2.5% over all claims of the experiment (Holm), and so have those that it is below one: a "
+    "page with any false verdict has a chance of at most 5%. Intervals are two-sided, at 95%, of a claim alone; the bound is "
+    "the end on the side that decides. Detectable is the smallest difference (of an equivalence: the smallest margin) that "
+    "this number of seeds finds in 80% of the cases, and power the chance that it finds a difference as large as the margin."
 )
 
 FIT_RULE = (
@@ -25,24 +28,28 @@ FIT_RULE = (
     "contradicted if 95% do. No budget may lack an inner minimum for the first claim to hold; the others, which are about the "
     "optima, are not testable if one does."
 )
+SEEDS = (
+    "Every dot is a run; seeds are in the same order from top to bottom in all rows. What is far outside is named at the edge."
+)
+DIFFERENCES = (
+    "A difference is the mean of the row minus that of its reference: left of 0 the row is lower, whatever the claim says. A "
+    "verdict also depends on the other claims (Holm), and so need not agree with an interval."
+)
 CURVES = "Thin lines are seeds, thick lines their mean, at the validations of each run."
+OTHER_CURVES = "No claim is judged by these losses: they show whether the runs learned, and not which row is better."
+INTERPRETATION = "Interpretation, written after the runs"
 
 
 def render_html(result: Result) -> str:
-    """Return the page: one HTML file without network access and scripts, light and dark, for any state of the grid.
-
-    Raises:
-        BadInput: the registration in experiment.json was edited.
-    """
-    check_registration(result)
-    footer = f"Made by zoo experiment {result['name']} from experiment.json."
+    """Return the page: one HTML file without network access and scripts, light and dark, for any state of the grid."""
+    command = result.get("command") or f"zoo experiment {result['name']}"
+    footer = f"Made from experiment.json, which this command writes: {command}"
     header = [f"Source: {result['source']}", result["scale"], _verdicts(result)]
     return render_page(_title(result), result["question"], _sections(result), header=header, tiles=_tiles(result), footer=footer)
 
 
 def render_markdown(result: Result) -> str:
-    """Return the page as Markdown, without drawings; see `render_html`."""
-    check_registration(result)
+    """Return the page as Markdown, without drawings."""
     paragraphs = [result["question"], f"Source: {result['source']}", result["scale"]]
     return markdown_page.render_markdown(_title(result), paragraphs, {"Verdicts": [_verdicts(result)], **_sections(result)})
 
@@ -53,7 +60,7 @@ def _title(result: Result) -> str:
 
 def _tiles(result: Result) -> list[tuple[str, str]]:
     registration, cells = result["registration"], result["cells"]
-    done = sum(cell["status"] == "done" for cell in cells)
+    done = sum(cell["status"] in ("done", "did not learn") for cell in cells)
     seeds = len(registration["seeds"])
     return [
         (str(result.get("tier") or "-"), "tier"),
@@ -68,15 +75,35 @@ def _verdicts(result: Result) -> Verdicts:
     """Return each claim with its verdict and the numbers behind it."""
     items = []
     for claim in experiment_tables.joined_claims(result):
-        numbers = ""
-        if claim["estimate"] is not None:
-            bound = f", bound {experiment_tables.difference_text(claim, 'bound')}" if claim["bound"] is not None else ""
-            numbers = f"Difference {experiment_tables.difference_text(claim, 'estimate')}{bound}, n = {claim['n']}; "
         notes = f" {'; '.join(claim['notes'])}." if claim.get("notes") else ""
         remark = "exploratory" if claim["exploratory"] else ""
-        reason = f"{numbers}{claim['reason']}.{notes}"
-        items.append(Verdict(claim["verdict"], LOOKS.get(claim["verdict"], "none"), remark, claim["text"], reason))
+        reason = f"{' '.join((*_numbers(claim), claim['reason']))}.{notes}"
+        look = seed_charts.LOOKS.get(claim["verdict"], "none")
+        items.append(Verdict(claim["verdict"], look, remark, claim["text"], reason))
     return Verdicts(items)
+
+
+def _numbers(claim: Mapping[str, Any]) -> list[str]:
+    """Return what was measured for a claim: sentences on the difference, the shares of seeds that learned, and other metrics."""
+    lines = []
+    if claim["estimate"] is not None:
+        name = "Difference" if claim_references(claim) else "Estimate"
+        parts = [f"{name} {experiment_tables.difference_text(claim, 'estimate')}"]
+        if claim["interval"]:
+            parts.append(f"95% interval {experiment_tables.interval_text(claim)}")
+        elif claim["bound"] is not None:
+            parts.append(f"bound {experiment_tables.difference_text(claim, 'bound')}")
+        lines.append(f"{', '.join(parts)}, n = {claim['n']};")
+    if claim["outcome"] == "shares":
+        lines.append(f"shares of seeds that learned: {', '.join(experiment_tables.share_lines(claim))};")
+    for item in claim["metrics"] if len(claim["metrics"] or ()) > 1 else ():
+        measured = {**claim, **item}
+        interval = f" ({experiment_tables.interval_text(measured)})" if item.get("interval") else ""
+        difference = experiment_tables.difference_text(measured, "estimate")
+        lines.append(
+            f"{experiment_tables.metric_title(item['metric'], claim.get('better'))}: {difference}{interval}, {item['verdict']};"
+        )
+    return lines
 
 
 def _sections(result: Result) -> dict[str, list[Block]]:
@@ -84,16 +111,24 @@ def _sections(result: Result) -> dict[str, list[Block]]:
     bootstrap = any(claim.get("test") == "bootstrap" for claim in result.get("claims") or ())
     paper, floors = (_sources(result.get(name) or ()) for name in ("paper", "floors"))
     published = f"Paper: {paper}. Its numbers are of other sizes, data and metrics, and share no axis with those here."
+    measured_once = experiment_charts.metrics_without_curves(result)
     return {
+        INTERPRETATION: [Prose(str(result.get("interpretation") or ""))],
         "Results": [
             _budget(result),
             experiment_tables.results_table(result),
             published if paper else "",
             f"Floors: {floors}." if floors else "",
-            Plots(experiment_charts.forest_plot(result)),
+            Plots(seed_charts.seed_strips(result), SEEDS),
+            Plots(seed_charts.difference_plots(result), DIFFERENCES),
         ],
-        "Curves": [Plots(experiment_charts.validation_curves(result), CURVES)],
+        "Curves": [
+            Plots(experiment_charts.judged_curves(result), CURVES),
+            f"Measured at the end of the runs alone: {'; '.join(measured_once)}." if measured_once else "",
+        ],
+        "Curves of other losses": [Plots(experiment_charts.other_curves(result), f"{OTHER_CURVES} {CURVES}")],
         "Claims": [FIT_RULE if bootstrap else RULE, experiment_tables.claims_table(result), _forecasts(result)],
+        "Pilot": [experiment_tables.pilot_table(result)],
         "Costs of a seed": [experiment_tables.costs_table(result)],
         "What differs": [
             experiment_tables.options_table(result),
@@ -104,13 +139,17 @@ def _sections(result: Result) -> dict[str, list[Block]]:
 
 
 def _forecasts(result: Result) -> list[str]:
-    """Return the claims with their sources and what was expected of them, if that is registered."""
-    lines = []
+    """Return the claims with their sources and what was expected of them, if that is registered, before and after edits."""
+    lines, edits = [], result["registration"].get("edits") or ()
     for claim in experiment_tables.joined_claims(result):
         source = f" ({claim['source']})" if claim.get("source") else ""
-        forecast = f" Forecast before the first run: {claim['forecast']}" if claim["forecast"] else ""
-        if source or forecast:
-            lines.append(f"{experiment_tables.claim_statement(claim).rstrip('.')}{source}.{forecast}")
+        edited = [edit for edit in edits if (edit["claim"], edit["field"]) == (claim["id"], "forecast")]
+        first = edited[0]["before"] if edited else claim["forecast"]
+        sentences = [f"{experiment_tables.claim_statement(claim)}{source}"]
+        sentences += [f"Forecast before the first run: {first}"] if first else []
+        sentences += [f"Forecast as edited on {edit['date']}, after the first run: {edit['now']}" for edit in edited]
+        if source or len(sentences) > 1:
+            lines.append(" ".join(f"{str(sentence).rstrip('.')}." for sentence in sentences))
     return lines
 
 

@@ -1,21 +1,22 @@
-"""Charts on the page of an experiment: validation curves, and differences in units of their noise."""
+"""Validation curves on the page of an experiment, in the metrics of its claims and in others."""
 
 import dataclasses
-import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from eval.experiments.analysis.seed_values import find_seed_metric
-from eval.experiments.page.experiment_tables import Result, claim_statement, joined_claims, row_names
-from eval.pages.charts import FIVE, FOUR, INK, MUTED, ONE, SIX, THREE, TWO, Figure, format_thousands
+from eval.experiments.page.experiment_tables import Result, judged_metrics, metric_title, row_names
+from eval.pages.charts import FIVE, FOUR, INK, ONE, SIX, THREE, TWO, Figure, format_thousands
 
 COLOURS = {"one": ONE, "two": TWO, "four": FOUR, "five": FIVE, "six": SIX, "three": THREE}
 """Classes of the style sheet, and the colours of drawings, in the order in which rows take them."""
 AXES = ("input tokens", "training FLOPs")
-"""Titles of the horizontal axes: the first columns of a cell's curve."""
+"""Titles of the horizontal axes: the first columns of a cell's curves."""
+MAIN = ("masked_loss", "loss")
+"""Scores of a stage that no claim is judged by, of which the first that was validated is drawn."""
 ABOVE = 0.35
 """Room above the worst row's last value, as a share of the height below it: the first validations are far above the rest."""
 
@@ -32,46 +33,59 @@ class _Line:
     diverged: bool
 
 
-def validation_curves(result: Result) -> list[Figure]:
-    """Return, of each stage with validations, figures over input tokens and over FLOPs, with a colour for each row."""
-    stages = dict.fromkeys(cell["stage"] for cell in result["cells"] if cell.get("curve"))
-    figures = []
-    for stage in stages:
-        for column, axis in enumerate(AXES):
-            rows: dict[str, list[_Line]] = {}
-            for cell in result["cells"]:
-                points = _points(cell.get("curve") or (), column)
-                if cell["stage"] == stage and len(points):
-                    rows.setdefault(cell["row"], []).append(_Line(points, cell["status"] == "diverged"))
-            if rows:
-                figures.append(_curve_figure(stage, axis, rows, _floors(result, stage), row_names(result)))
-    return figures
+def judged_curves(result: Result) -> list[Figure]:
+    """Return the curves of each judged metric that runs were validated in, over input tokens and over FLOPs."""
+    metrics = [metric.partition("/") for metric in judged_metrics(result)]
+    figures = [_curve_figure(result, stage, name, column) for stage, _, name in metrics for column in range(len(AXES))]
+    return [figure for figure in figures if figure]
 
 
-def _points(curve: Sequence[Sequence[float | None]], column: int) -> np.ndarray:
+def other_curves(result: Result) -> list[Figure]:
+    """Return the validation losses over input tokens of stages that were validated and that no claim is judged by."""
+    judged, metrics = judged_metrics(result), {}
+    for cell in result["cells"]:
+        names = list(cell.get("curves") or ())
+        if names and not any(f"{cell['stage']}/{name}" in judged for name in names):
+            metrics.setdefault(cell["stage"], next((name for name in MAIN if name in names), names[0]))
+    figures = [_curve_figure(result, stage, name, 0) for stage, name in metrics.items()]
+    return [figure for figure in figures if figure]
+
+
+def metrics_without_curves(result: Result) -> list[str]:
+    """Return the titles of the judged metrics that no run was validated in, if any run has ended."""
+    validated = {f"{cell['stage']}/{name}" for cell in result["cells"] for name in cell.get("curves") or ()}
+    scored = {f"{cell['stage']}/{name}" for cell in result["cells"] for name in cell["scores"]}
+    return [metric_title(metric) for metric in judged_metrics(result) if metric in scored - validated]
+
+
+def _points(curve: Sequence[Sequence[float | int | None]], column: int) -> np.ndarray:
     """Return (position, value) of a curve of [input tokens, FLOPs, value], without points that lack one."""
     pairs = [(x, y) for x, y in ((line[column], line[2]) for line in curve) if x is not None and y is not None]
     return np.array([pair for pair in pairs if all(map(math.isfinite, pair))], np.float64).reshape(-1, 2)
 
 
-def _floors(result: Result, stage: str) -> dict[str, float]:
-    """Return the losses below which a model of a stage has learned something: floors, and the unigram loss of its own text."""
-    floors = [floor for floor in result.get("floors") or () if floor["metric"].startswith(f"{stage}/")]
-    losses = {floor["name"]: floor["value"] for floor in floors if floor["metric"].endswith("loss")}
-    own = [
-        cell["scores"]["unigram_loss"] for cell in result["cells"] if cell["stage"] == stage and "unigram_loss" in cell["scores"]
-    ]
-    return losses or ({"unigram loss": float(np.mean(own))} if own else {})
+def floor_values(result: Result, metric: str) -> dict[str, float]:
+    """Return the values of a metric beyond which a model has learned something, by the names of the floors."""
+    return {floor["name"]: floor["value"] for floor in result.get("floors") or () if floor["metric"] == metric}
 
 
-def _curve_figure(
-    stage: str, axis: str, rows: Mapping[str, list[_Line]], floors: Mapping[str, float], names: Mapping[str, str]
-) -> Figure:
+def _curve_figure(result: Result, stage: str, score: str, column: int) -> Figure | None:
+    """Return the figure of a score of a stage, over a column of its curves; None if no run has such a curve."""
+    metric, axis, names, rows = f"{stage}/{score}", AXES[column], row_names(result), {}
+    for cell in result["cells"]:
+        points = _points((cell.get("curves") or {}).get(score) or (), column)
+        if cell["stage"] == stage and len(points):
+            rows.setdefault(cell["row"], []).append(_Line(points, cell["status"] == "diverged"))
+    if not rows:
+        return None
+    floors = floor_values(result, metric)
     # A row has the same colour in all figures.
     place = {name: i for i, name in enumerate(names)}
     kinds = {name: list(COLOURS)[(place[name] - 1) % len(COLOURS)] for name in rows}
     dashed = {name for name in rows if place[name] > len(COLOURS)}
-    bottom, top = _frame(list(rows.values()), list(floors.values()))
+    sign = -1.0 if judged_metrics(result).get(metric, find_seed_metric(metric)).better == "higher" else 1.0
+    bottom, top = _frame(list(rows.values()), list(floors.values()), sign)
+    column_is_tokens = column == 0
 
     def draw(axes: Any) -> None:
         for name, lines in rows.items():
@@ -92,13 +106,12 @@ def _curve_figure(
         )
         axes.set_xlabel(axis)
 
-    column_is_tokens = axis == AXES[0]
     ends = "; ".join(
         f"{names[name]} ends at {np.mean([line.points[-1, 1] for line in lines]):.4g}" for name, lines in rows.items()
     )
-    label = f"Validation loss of {stage} over {axis}. {ends}"
+    title = f"{find_seed_metric(metric).title}, {stage}, over {axis}"
     keys = {names[name]: f"{kinds[name]} dashed" if name in dashed else kinds[name] for name in rows}
-    return Figure(f"{stage}: validation loss over {axis}", draw, label, keys | dict.fromkeys(floors, "ink dashed"))
+    return Figure(title, draw, f"{title}. {ends}", keys | dict.fromkeys(floors, "ink dashed"))
 
 
 def _mean_curve(lines: Sequence[_Line]) -> np.ndarray:
@@ -108,85 +121,21 @@ def _mean_curve(lines: Sequence[_Line]) -> np.ndarray:
     return np.mean([points[:count] for points in curves], axis=0) if len(curves) > 1 else np.zeros((0, 2))
 
 
-def _frame(rows: Sequence[Sequence[_Line]], floors: Sequence[float]) -> tuple[float, float]:
-    """Return bottom and top of a frame, such that neither the first validations nor a diverged seed flatten the other curves."""
-    values = np.concatenate([np.array(floors), *(line.points[:, 1] for lines in rows for line in lines)])
-    # An untrained control has one validation, far above the rest.
-    trained = [lines for lines in rows if max(len(line.points) for line in lines) > 1] or rows
-    worst = max([*floors, *(float(np.median([line.points[-1, 1] for line in lines])) for lines in trained)])
-    # If all rows end at the same value, the frame would have no height: it also includes the last three quarters of validations.
-    usual = float(np.quantile(np.concatenate([line.points[:, 1] for lines in trained for line in lines]), 0.75))
-    bottom, top = float(values.min()), float(values.max())
-    top = min(top, max(worst + ABOVE * (worst - bottom), usual))
-    margin = 0.06 * (top - bottom) or 0.1 * abs(top) or 1.0
-    return bottom - margin, top + margin
+def _frame(rows: Sequence[Sequence[_Line]], floors: Sequence[float], sign: float) -> tuple[float, float]:
+    """Return bottom and top of a frame, such that neither the first validations nor a diverged seed flatten the other curves.
 
-
-def forest_plot(result: Result) -> list[Figure]:
-    """Return the figure of the differences of the claims, in units of the standard deviation over seeds.
-
-    Values to the right favour the claim. The paper's values and ours are not on one axis: the paper's difference is drawn only if
-    its noise is recorded (`paper_noise` of the claim), in units of that noise.
+    Args:
+        sign: 1 if lower values are better, so that a curve begins at the top, and -1 if higher ones are.
     """
-    claims = [claim for claim in joined_claims(result) if claim["estimate"] is not None and claim.get("unit")]
-    if not claims:
-        return []
-    lines = [_ForestLine.of(claim) for claim in claims]
-    several = len({claim["metric"] for claim in claims}) > 1
-    titles = [
-        claim_statement(claim) + (f", {find_seed_metric(claim['metric'], claim.get('better')).label}" if several else "")
-        for claim in claims
-    ]
-    published = any(line.paper is not None for line in lines)
-
-    def draw(axes: Any, names: Sequence[str] = titles) -> None:
-        _draw_forest(axes, lines)
-        axes.set_yticks(range(len(lines)), names)
-
-    words = "; ".join(f"{title}: {line.value:+.1f}" for title, line in zip(titles, lines, strict=True))
-    label = f"Differences in standard deviations over seeds. {words}"
-    keys = {"here, with its 95% bound": "one dots"} | ({"paper": "two dots"} if published else {})
-    keys |= {"margin of an equivalence": "three"} if any(line.margin for line in lines) else {}
-    remark = "; ".join(f"{i + 1}: {title}" for i, title in enumerate(titles))
-    title = "Differences in standard deviations over seeds; to the right: in favour of the claim"
-    numbered = functools.partial(draw, names=[f"{i + 1}" for i in range(len(lines))])
-    height = 1.0 + 0.42 * len(lines)
-    return [Figure(title, draw, label, keys, across=True, height=height, remark=remark, draw_narrow=numbered)]
-
-
-@dataclasses.dataclass(frozen=True)
-class _ForestLine:
-    """A claim in units of its noise."""
-
-    value: float
-    bound: float
-    margin: float | None
-    """Margin of an equivalence, which holds between -margin and +margin; None for a direction."""
-    paper: float | None
-
-    @classmethod
-    def of(cls, claim: Mapping[str, Any]) -> "_ForestLine":
-        unit, noise, sign = claim["unit"], claim.get("paper_noise"), -1 if claim["kind"] == "less" else 1
-        equivalent, value = claim["kind"] == "equivalent", sign * claim["estimate"] / unit
-        bound = value if claim["bound"] is None else sign * claim["bound"] / unit
-        paper = claim["paper_difference"] * sign / noise if noise and claim.get("paper_difference") is not None else None
-        return cls(
-            value, math.copysign(bound, value) if equivalent else bound, claim["margin"] / unit if equivalent else None, paper
-        )
-
-
-def _draw_forest(axes: Any, lines: Sequence[_ForestLine]) -> None:
-    axes.axvline(0, color=MUTED, linewidth=1)
-    for place, line in enumerate(lines):
-        axes.plot([line.value, line.bound], [place, place], color=ONE, linewidth=2)
-        axes.plot([line.value], [place], "o", color=ONE, markersize=7)
-        if line.margin is not None:
-            axes.plot([-line.margin, line.margin], [place + 0.22] * 2, "|-", color=THREE, markersize=7, linewidth=1)
-        if line.paper is not None:
-            axes.plot([line.paper], [place - 0.22], "o", color=TWO, markersize=6)
-    axes.set_ylim(len(lines) - 0.4, -0.6)
-    axes.margins(x=0.08)
-    axes.grid(axis="y", visible=False)
-    axes.grid(axis="x")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_xlabel("standard deviations over seeds")
+    values = sign * np.concatenate([np.array(floors), *(line.points[:, 1] for lines in rows for line in lines)])
+    # An untrained control has one validation, far from the others.
+    trained = [lines for lines in rows if max(len(line.points) for line in lines) > 1] or rows
+    ends = [float(np.median([sign * line.points[-1, 1] for line in lines])) for lines in trained]
+    worst = max([*(sign * value for value in floors), *ends])
+    # If all rows end at the same value, the frame would have no height: it also includes the last three quarters of validations.
+    usual = float(np.quantile(np.concatenate([sign * line.points[:, 1] for lines in trained for line in lines]), 0.75))
+    best, first = float(values.min()), float(values.max())
+    first = min(first, max(worst + ABOVE * (worst - best), usual))
+    margin = 0.06 * (first - best) or 0.1 * abs(first) or 1.0
+    low, high = sorted((sign * (best - margin), sign * (first + margin)))
+    return low, high

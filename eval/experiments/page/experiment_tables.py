@@ -5,10 +5,9 @@ import statistics as means
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from eval.experiments.analysis.seed_values import find_seed_metric, seed_values
+from eval.experiments.analysis.seed_values import SeedValues, find_seed_metric, seed_values
 from eval.experiments.analysis.significance_tests import mean_and_half_width
 from eval.experiments.analysis.verdicts import claim_references
-from eval.experiments.page.registration_edits import edit_lines, registration_facts
 from eval.pages.html_page import LinedTable, Value
 from eval.pages.value_text import format_with_error
 from train.run.metric_definitions import Metric
@@ -20,6 +19,8 @@ NOT_JUDGED = "not judged"
 """Verdict of a claim that has no entry yet."""
 ARROWS = {"lower": "\N{DOWNWARDS ARROW}", "higher": "\N{UPWARDS ARROW}", None: ""}
 SIGNS = {"less": "<", "greater": ">", "equivalent": "\N{IDENTICAL TO}"}
+TESTS = {"paired": "paired t", "welch": "Welch", "tost": "two one-sided", "fisher": "Fisher's exact"}
+"""Name of a test in an entry -> its title; other names are their own."""
 COSTS = {
     "input_tokens": "input tokens",
     "text_tokens": "text tokens",
@@ -38,14 +39,11 @@ def row_names(result: Result) -> dict[str, str]:
 
 
 def joined_claims(result: Result) -> list[dict[str, Any]]:
-    """Return each registered or later claim with the fields of its entry, edits included; a claim without one is not judged."""
+    """Return each registered claim with the fields of its entry; a claim without one is not judged."""
     entries = {entry["id"]: entry for entry in result.get("claims") or ()}
-    missing = dict.fromkeys(("estimate", "bound", "p", "p_holm", "rho", "mde"))
-    missing |= {"verdict": NOT_JUDGED, "reason": "no run has been judged yet", "n": 0}
+    missing = dict.fromkeys(("estimate", "bound", "interval", "p", "p_holm", "rho", "mde", "power", "outcome", "shares", "floor"))
+    missing |= {"verdict": NOT_JUDGED, "reason": "no run has been judged yet", "n": 0, "metrics": ()}
     registration = result["registration"]
-    registered = {claim["id"] for claim in registration["claims"]}
-    # The entry of a claim that was added later has its declaration.
-    added = [entry for name, entry in entries.items() if name not in registered and "text" in entry]
     changed, forecast = set(registration.get("changed") or ()), registration.get("forecast") or {}
     return [
         {
@@ -53,10 +51,10 @@ def joined_claims(result: Result) -> list[dict[str, Any]]:
             **claim,
             **{key: value for key, value in entries.get(claim["id"], {}).items() if key != "reference"},
             "compared": entries.get(claim["id"], {}).get("reference") or next(iter(claim_references(claim)), ""),
-            "exploratory": claim["id"] in changed,
+            "exploratory": claim["id"] in changed or bool(entries.get(claim["id"], {}).get("exploratory")),
             "forecast": forecast.get(claim["id"], ""),
         }
-        for claim in [*registration["claims"], *added]
+        for claim in registration["claims"]
     ]
 
 
@@ -72,16 +70,42 @@ def claim_statement(claim: Mapping[str, Any]) -> str:
     return f"{claim['row']} {SIGNS[claim['kind']]} {others}" if others else str(claim["text"])
 
 
+def measured_claims(result: Result) -> list[dict[str, Any]]:
+    """Return the claims of `joined_claims` once for each of their metrics, with the numbers and the verdict in that metric."""
+    measured = []
+    for claim in joined_claims(result):
+        of_metric = {item["metric"]: item for item in claim["metrics"] or ()}
+        measured.append(claim | of_metric.pop(claim["metric"], {}))
+        measured += [claim | {"margin": claim.get("second_margin"), "bound": None} | item for item in of_metric.values()]
+    return measured
+
+
+def judged_metrics(result: Result) -> dict[str, Metric]:
+    """Return the metrics that claims are judged by, with their definitions."""
+    return {claim["metric"]: find_seed_metric(claim["metric"], claim.get("better")) for claim in measured_claims(result)}
+
+
+def stuck_seeds(result: Result, metric: str, seeds: SeedValues) -> set[int]:
+    """Return the seeds of a row that did not learn, by their status, or by the floor and the margin of a claim about it."""
+    stuck = set(seeds.stuck)
+    for claim in joined_claims(result):
+        if claim["metric"] == metric and claim["floor"] and seeds.row in (claim["row"], *claim_references(claim)):
+            sign = 1 if find_seed_metric(metric, claim.get("better")).better == "higher" else -1
+            limit = claim["floor"]["value"] + sign * (claim.get("margin") or 0)
+            stuck |= {seed for seed, value in seeds.values.items() if not sign * (value - limit) > 0}
+    return stuck
+
+
 def results_table(result: Result) -> LinedTable:
     """Return the table of the rows: means over seeds, differences of the claims, and the paper's numbers."""
-    registration, cells, claims = result["registration"], result["cells"], joined_claims(result)
-    metrics = {claim["metric"]: find_seed_metric(claim["metric"], claim.get("better")) for claim in claims}
+    registration, claims = result["registration"], measured_claims(result)
+    metrics = judged_metrics(result)
     published = {(item["row"], item["metric"]): item["value"] for item in result.get("paper") or ()}
     paper = list(dict.fromkeys(metric for _, metric in published))
     head, groups = ["Row"], [("", 1)]
     for metric, definition in metrics.items():
-        head += [metric_title(metric, definition.better), "Difference"]
-    groups += [("Here: mean and 95% interval over seeds", 2 * len(metrics))] if metrics else []
+        head.append(metric_title(metric, definition.better))
+    groups += [("Here: mean and 95% interval over seeds, and differences", len(metrics))] if metrics else []
     groups += [("Paper, as published", len(paper))] if paper else []
     rows = []
     for row in registration["rows"]:
@@ -89,35 +113,55 @@ def results_table(result: Result) -> LinedTable:
         notes = [name] if name != label else []
         line: list[Sequence[str]] = [[label, *notes, *(["control"] if name == registration["control"] else [])]]
         for metric, definition in metrics.items():
-            line.append(_mean(registration, cells, name, metric, definition))
-            line.append([text for claim in claims if (claim["row"], claim["metric"]) == (name, metric) for text in _delta(claim)])
+            deltas = [text for claim in claims if (claim["row"], claim["metric"]) == (name, metric) for text in _delta(claim)]
+            line.append([*_mean(result, name, metric, definition), *deltas])
         line += [[f"{published[name, metric]:g}"] if (name, metric) in published else [] for metric in paper]
         rows.append(line)
     for floor in result.get("floors") or ():
         line = [[floor["name"], "floor"]]
         for metric, definition in metrics.items():
-            line += [[definition.show(floor["value"])] if floor["metric"] == metric else [], []]
+            line.append([definition.show(floor["value"])] if floor["metric"] == metric else [])
         rows += [line + [[] for _ in paper]] if floor["metric"] in metrics else []
-    return LinedTable(head=[*head, *paper], rows=rows, groups=groups)
+    names = [*head, *(f"{metric}, paper" for metric in paper)]
+    return LinedTable(head=[*head, *paper], rows=rows, groups=groups, names=names)
 
 
-def _mean(registration: Result, cells: Sequence[Result], row: str, metric: str, definition: Metric) -> list[str]:
+def _mean(result: Result, row: str, metric: str, definition: Metric) -> list[str]:
     """Return a mean with its interval, and how many seeds it has and how many learned."""
-    seeds = seed_values(registration, cells, row, metric)
+    registration = result["registration"]
+    seeds = seed_values(registration, result["cells"], row, metric)
     planned, count = len(registration["seeds"]), len(seeds.values)
     if not count:
         return ["-", f"0 of {planned} seeds"]
     mean, half = mean_and_half_width(list(seeds.values.values()))
     notes = [f"{count} of {planned} seeds" if count < planned else f"{count} seed{'s' * (count != 1)}"]
-    notes += [f"{seeds.learned} of {seeds.ended} learned"] if seeds.learned < seeds.ended else []
+    learned = len(seeds.values.keys() - stuck_seeds(result, metric, seeds))
+    notes += [f"{learned} of {seeds.ended} learned"] if learned < seeds.ended else []
     return [format_with_error(mean, half) if half else definition.show(mean), *notes]
 
 
 def _delta(claim: Mapping[str, Any]) -> list[str]:
     if claim["estimate"] is None:
         return []
-    lines = [Value(difference_text(claim, "estimate")), f"to {claim['compared']}"]
-    return lines if claim["bound"] is None else [*lines, f"bound {difference_text(claim, 'bound')}"]
+    line = Value(f"{difference_text(claim, 'estimate')} to {claim['compared']}")
+    if claim["interval"]:
+        return [line, interval_text(claim)]
+    return [line] if claim["bound"] is None else [line, f"bound {difference_text(claim, 'bound')}"]
+
+
+def interval_text(claim: Mapping[str, Any]) -> str:
+    """Return the two-sided 95% interval of a claim's difference, "" if there is none."""
+    show = find_seed_metric(claim["metric"], claim.get("better")).show
+    return " to ".join(show(end, "+") for end in claim["interval"] or ())
+
+
+def share_lines(claim: Mapping[str, Any]) -> list[str]:
+    """Return how many seeds learned on each side of a claim, with the 95% interval of their share (Clopper-Pearson)."""
+    sides = claim["shares"] or {}
+    return [
+        f"{name} {share['learned']} of {share['seeds']} ({share['low']:.0%} to {share['high']:.0%})"
+        for name, share in ((claim["row" if side == "row" else "compared"], share) for side, share in sides.items())
+    ]
 
 
 def difference_text(claim: Mapping[str, Any], key: str) -> str:
@@ -129,49 +173,65 @@ def difference_text(claim: Mapping[str, Any], key: str) -> str:
 def claims_table(result: Result) -> LinedTable:
     """Return the table of the claims: what was registered, and the numbers behind each verdict."""
     head = ["Claim", "Test", "Margin", "n", "Difference", "95% bound", "Adjusted p", "\N{GREEK SMALL LETTER RHO}"]
-    head += ["Detectable", "Paper"]
-    rows = []
-    for claim in joined_claims(result):
-        show, margin, paper = (
-            find_seed_metric(claim["metric"], claim.get("better")).show,
-            claim.get("margin"),
-            claim.get("paper_difference"),
-        )
-        number = lambda key, form: "-" if claim[key] is None else format(claim[key], form)  # noqa: B023, E731
-        test = claim.get("test") or ("tost" if claim["kind"] == "equivalent" else "welch")
-        title = {"paired": "paired t", "welch": "Welch", "tost": "two one-sided"}.get(test, test)
-        rows.append(
-            [
-                [
-                    claim_statement(claim),
-                    metric_title(claim["metric"], claim.get("better")),
-                    f"{claim['verdict']}{', exploratory' if claim['exploratory'] else ''}",
-                ],
-                [title, "paired" if claim.get("paired") and test == "tost" else ""],
-                [show(margin) if margin else "-"],
-                [str(claim["n"])],
-                [difference_text(claim, "estimate") or "-", *_parts(claim, show)],
-                [difference_text(claim, "bound") or "-"],
-                [number("p_holm", ".2g")]
-                if claim["verdict"] != "contradicted" or claim.get("p_opposite_holm") is None
-                else [number("p_opposite_holm", ".2g"), "of the opposite"],
-                [number("rho", ".2f")],
-                [show(claim["mde"]) if claim["mde"] is not None else "-"],
-                [f"{paper:+g}" if paper is not None else "-"],
-            ]
-        )
-    return LinedTable(head=head, rows=rows, words=2)
+    return LinedTable(head=[*head, "Detectable", "Paper"], rows=[_claim_row(claim) for claim in joined_claims(result)], words=2)
 
 
-def _parts(claim: Mapping[str, Any], show: Callable[..., str]) -> list[str]:
-    """Return the standard errors of a difference by what was sampled, if the outcomes of the items are known."""
-    parts = claim.get("items")
-    if not parts:
-        return []
+def _claim_row(claim: Mapping[str, Any]) -> list[list[str]]:
+    show, paper = find_seed_metric(claim["metric"], claim.get("better")).show, claim.get("paper_difference")
+    test = claim.get("test") or ("tost" if claim["kind"] == "equivalent" else "welch")
+    adjusted, of_opposite = claim["p_holm"], claim["verdict"] == "contradicted" and claim.get("p_opposite_holm") is not None
+    if of_opposite:
+        adjusted = claim["p_opposite_holm"]
+    title = metric_title(claim["metric"], claim.get("better"))
+    verdict = f"{claim['verdict']}{', exploratory' if claim['exploratory'] else ''}"
     return [
-        f"error {show(parts['seed_error'])} over seeds",
-        f"error {show(parts['item_error'])} over {parts['items']:,} items",
+        [claim_statement(claim), title, verdict],
+        [TESTS.get(test, test), "paired" if claim.get("paired") and test == "tost" else ""],
+        [show(claim["margin"]) if claim.get("margin") else "-"],
+        [str(claim["n"]), *_learned(claim)],
+        [difference_text(claim, "estimate") or "-", interval_text(claim), *_errors(claim, show)],
+        [difference_text(claim, "bound") or "-"],
+        ["-" if adjusted is None else f"{adjusted:.2g}", "of the opposite" if of_opposite else ""],
+        ["-" if claim["rho"] is None else f"{claim['rho']:.2f}"],
+        [
+            "-" if claim["mde"] is None else show(claim["mde"]),
+            "" if claim["power"] is None else f"power {claim['power']:.0%}",
+        ],
+        [f"{paper:+g}" if paper is not None else "-"],
     ]
+
+
+def _learned(claim: Mapping[str, Any]) -> list[str]:
+    """Return how many seeds of row and reference learned, unless all did."""
+    shares = [(claim["shares"] or {}).get(side) for side in ("row", "reference")]
+    if all(share is None or share["learned"] == share["seeds"] for share in shares):
+        return []
+    row, reference = (f"{share['learned']} of {share['seeds']}" if share else "-" for share in shares)
+    return [f"{row} learned", f"reference {reference}"]
+
+
+def _errors(claim: Mapping[str, Any], show: Callable[..., str]) -> list[str]:
+    """Return the standard errors of a difference by what was sampled, if the outcomes of the items are recorded."""
+    items = claim.get("items") or {}
+    of_seeds, of_items = (items.get(name, claim.get(name)) for name in ("seed_error", "item_error"))
+    lines = [] if of_seeds is None else [f"error {show(of_seeds)} over seeds"]
+    if of_items is not None:
+        lines.append(f"error {show(of_items)} over {items['items']:,} items" if items else f"error {show(of_items)} over items")
+    return [*lines, f"{items['different']} of {items['seeds']} seeds differ (McNemar)"] if "different" in items else lines
+
+
+def pilot_table(result: Result) -> LinedTable:
+    """Return the pilot of each row: its learning rate, the values of its seeds, and their standard deviation."""
+    rows = [
+        [[row], *([[_pilot_text(facts.get(name))] for name in ("rate", "values", "sd")] if facts else [["none"], [], []])]
+        for row, facts in (result["registration"].get("pilot") or {}).items()
+    ]
+    return LinedTable(head=["Row", "Learning rate", "Values of the pilot's seeds", "Standard deviation"], rows=rows)
+
+
+def _pilot_text(value: Any) -> str:
+    values = value if isinstance(value, list) else [value]
+    return ", ".join("-" if item is None else f"{item:.4g}" for item in values)
 
 
 def costs_table(result: Result) -> LinedTable:
@@ -186,12 +246,10 @@ def costs_table(result: Result) -> LinedTable:
                 stages.setdefault(cell["stage"], []).append(cell["costs"])
         values = {stage: {key: _cost(items, key) for key in used} for stage, items in stages.items()}
         for stage, of_stage in values.items():
-            rows.append(
-                [[label if stage == next(iter(values)) else ""], [stage], *([_cost_text(key, of_stage[key])] for key in used)]
-            )
+            rows.append([[label], [stage], *([_cost_text(key, of_stage[key])] for key in used)])
         if len(values) > 1:
             sums = {key: _sum(key, [of_stage[key] for of_stage in values.values()]) for key in used}
-            rows.append([[""], ["all stages"], *([_cost_text(key, sums[key])] for key in used)])
+            rows.append([[label], ["all stages"], *([_cost_text(key, sums[key])] for key in used)])
     return LinedTable(head=["Row", "Stage", *(COSTS[key] for key in used)], rows=rows, words=2) if used else LinedTable([], [])
 
 
@@ -253,13 +311,13 @@ def incident_lines(result: Result) -> list[str]:
         f"{names.get(row, row)}, {stage}: seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} {status}."
         for (row, stage, status), seeds in groups.items()
     ]
-    return [*lines, *edit_lines(result["registration"]), *(result.get("deviations") or ())]
+    changed = [f"The claim {name} was changed after the first run." for name in result["registration"].get("changed") or ()]
+    return [*lines, *changed, *(result.get("deviations") or ())]
 
 
 def provenance_table(result: Result) -> dict[str, str]:
     """Return the facts about code, machines and data, each with all its values."""
-    registered = registration_facts(result["registration"])
-    facts: dict[str, dict[str, None]] = {name: {text: None} for name, text in registered.items()}
+    facts: dict[str, dict[str, None]] = {"registration": {str(result["registration"].get("hash", "")): None}}
     for cell in result["cells"]:
         origin = {key: value for key, value in (cell.get("provenance") or {}).items() if value not in (None, "", {}, [])}
         dirty = origin.pop("dirty", False)
@@ -269,7 +327,8 @@ def provenance_table(result: Result) -> dict[str, str]:
             facts.setdefault(name, {})[text] = None
         for name, digest in (cell.get("fingerprints") or {}).items():
             facts.setdefault(f"{name} of {cell['stage']}", {})[str(digest)] = None
-    return {name: "; ".join(values) for name, values in facts.items()}
+    command = {"command": result["command"]} if result.get("command") else {}
+    return command | {name: "; ".join(values) for name, values in facts.items()}
 
 
 def command_lines(result: Result) -> LinedTable:
