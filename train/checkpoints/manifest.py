@@ -27,6 +27,7 @@ ANCESTOR = {"row": str, "seeds": [int], "path": str, "costs": {str: Number | Non
 PARENT = {"path": str, "from_run?": str, "row": str, "seeds": [int], "ancestors": [ANCESTOR]}
 META = {
     **{"config?": {str: object}, "held_out?": str, "tokenizer?": str, "data?": str, "targets?": {str: object}},
+    "held_out_text?": str,
     **{"parents?": {str: PARENT}, "records?": {str: {"rows": int, "sha256": str}}, "counts?": (COUNTS, type(None))},
     **{"feed?": {str: int}, "ended?": str, "base?": str, "metric?": str, "value?": Number},
 }

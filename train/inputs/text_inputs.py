@@ -61,6 +61,7 @@ class TextInputs:
             "tokenizer": self.tokenizer.fingerprint,
             "data": self.rows.fingerprint,
             "held_out": self.held_out.fingerprint,
+            "held_out_text": self.held_out.text,
             # Only for the message that names the components that changed.
             **{f"data of {component.name}": component.rows.fingerprint for component in several},
         }

@@ -25,8 +25,8 @@ from train.weights.generation_settings import keep_generation
 from zoo.errors import BadInput
 from zoo.runtime.native_log import native_log
 
-NOT_DATA = ("config", "records", "counts", "feed", "ended", "parents", "targets", "base")
-"""Metadata of a checkpoint that says nothing about the data of its run."""
+NOT_DATA = ("config", "records", "counts", "feed", "ended", "parents", "targets", "base", "held_out_text")
+"""Metadata of a checkpoint that says nothing about the data of its run, or, as held_out_text, nothing that held_out does not."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)

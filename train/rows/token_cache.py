@@ -57,6 +57,8 @@ class Tokens:
     """SHA-256 of the texts, their order and the tokenizer."""
     begin: int | None = None
     """Id that precedes a text and is not in `ids`; None = `end_of_text`."""
+    text: str = ""
+    """Digest of the texts, their order and bounds, which is the same for every tokenizer."""
 
     @property
     def begin_of_text(self) -> int:
@@ -84,7 +86,7 @@ def tokenize_documents(
     try:
         caches.private_folder(Path(cache))
         if (tokens := _load_cached(folder, fingerprint, tokenizer)) is not None:
-            return tokens
+            return dataclasses.replace(tokens, text=texts.digest)
         with _locked_folder(Path(cache) / f".preparing-{fingerprint}") as work_folder:
             # Another process may have finished while this one waited.
             if (tokens := _load_cached(folder, fingerprint, tokenizer)) is None:
@@ -96,7 +98,7 @@ def tokenize_documents(
                 for name in (JOURNAL, LOCK):
                     (folder / name).unlink(missing_ok=True)
             shutil.rmtree(work_folder, ignore_errors=True)
-            return tokens
+            return dataclasses.replace(tokens, text=texts.digest)
     except OSError as error:
         if error.errno in READ_ONLY and Path(cache) != (instead := _temporary()):
             log.warning(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.support import tiny
 from train.checkpoints.manifest import manifest_differences
 from train.config.data_options import CausalData
+from train.config.run_config import Tokenizer
 from train.inputs import run_inputs
 from train.rows.lm_rows import Tokens, stream_windows
 from train.rows.mixture import Component, Mixture
@@ -149,11 +150,22 @@ def test_without_weights_all_paths_are_one_component(tmp_path, files):
     run, text = read(tmp_path, files)
     (component,) = text.rows.components
     assert component.name == ", ".join(files)
-    assert text.fingerprints().keys() == {"tokenizer", "data", "held_out"}
+    assert text.fingerprints().keys() == {"tokenizer", "data", "held_out", "held_out_text"}
     assert text.fingerprints()["data"] == component.rows.fingerprint
     assert text.describe(run).keys() == {"data", "tokens seen"}
     _, weighted = read(tmp_path, files[:1], (3,))
     assert weighted.fingerprints() == read(tmp_path, files[:1])[1].fingerprints()
+
+
+def test_the_digest_of_the_held_out_text_does_not_depend_on_the_tokenizer(tmp_path, files):
+    first = read(tmp_path, files)[1].fingerprints()
+    run = tiny.run(data=CausalData(paths=files, length=32, batch=8), out=str(tmp_path / "runs"), tokenizer=Tokenizer(vocab=290))
+    other = run_inputs.read_inputs(run, RunDir.of(run), tmp_path / "cache").fingerprints()
+    assert len(first["held_out_text"]) == 64 and first["held_out_text"] == other["held_out_text"]
+    assert first["held_out"] != other["held_out"]
+    # Cached tokens have it too, and another text has another one.
+    assert read(tmp_path, files)[1].fingerprints() == first
+    assert read(tmp_path, files[:1])[1].fingerprints()["held_out_text"] != first["held_out_text"]
 
 
 def test_named_held_out_text_is_held_out_once(tmp_path, files):
