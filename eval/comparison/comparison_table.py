@@ -17,8 +17,9 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from eval.comparison.estimates import CONFIDENCE, Estimate, RowDifference
 from eval.comparison.run_results import format_scientific, unlike_text
-from eval.comparison.seed_statistics import CONFIDENCE, Comparison, ComparisonRow, Estimate, compare_runs
+from eval.comparison.seed_statistics import Comparison, ComparisonRow, compare_runs
 from eval.comparison.task_scores import find_task_metric
 from eval.pages.terminal_tables import Column, plain_console, terminal_table
 from train.run import metric_definitions
@@ -33,6 +34,7 @@ FACTS: dict[str, Callable[[ComparisonRow], str]] = {
     "tokens/s": lambda row: _rates(row),
     "FLOPs": lambda row: "-" if row.flops is None else format_scientific(row.flops),
     "majority class": lambda row: f"{row.first.scores['majority_share']:.4f}" if "majority_share" in row.first.scores else "-",
+    "n": lambda row: str(row.independent),
     "seeds": lambda row: ", ".join(map(str, row.seeds)),
 }
 """Title of a fact about a row -> its text; "-" if the run has not recorded it."""
@@ -86,12 +88,13 @@ def comparison_record(comparison: Comparison) -> dict[str, Any]:
         scores = {
             name: {**dataclasses.asdict(estimate), "values": [run.value(name) for run in row.runs]}
             for name, estimate in row.scores.items()
-        }
+        } | {name: None for name in comparison.withheld if name not in row.scores}
         difference = row.difference and {name: dataclasses.asdict(estimate) for name, estimate in row.difference.items()}
         rows.append(
             {
                 "runs": [str(run.path) for run in row.runs],
                 "seeds": row.seeds,
+                "n": row.independent,
                 "recipe": row.first.run.recipe,
                 "parameters": row.first.parameters,
                 "tokens_seen": row.mean_cost("tokens", own=True),
@@ -109,6 +112,7 @@ def comparison_record(comparison: Comparison) -> dict[str, Any]:
         "confidence": CONFIDENCE,
         "unequal": comparison.unequal,
         "notices": comparison_notices(comparison.rows),
+        "withheld": comparison.withheld,
         "rows": rows,
     }
 
@@ -140,10 +144,13 @@ def render_comparison(comparison: Comparison, width: int | None = None) -> str:
 
 
 def comparison_notices(rows: Sequence[ComparisonRow]) -> list[str]:
-    """Return reasons to doubt the comparison: runs that learned nothing, missing parents, unequal text in equal budgets."""
+    """Return reasons to doubt the comparison: runs that learned nothing, missing parents, unequal text, rows of a single seed."""
     runs = [run for row in rows for run in row.runs]
+    names = _names(rows)
+    single = [name for name, row in zip(names, rows, strict=True) if row.independent == 1] if len(rows) > 1 else []
+    seeds = [f"a single seed, so it is not known how much another would change: {', '.join(single)}; add runs of other --seed"]
     learned = [f"{run.path}: {line}" for run in runs for line in metric_definitions.score_notices(run.scores)]
-    return [*learned, *(line for run in runs for line in run.notices()), *unlike_text(runs)]
+    return [*learned, *(line for run in runs for line in run.notices()), *unlike_text(runs), *(seeds if single else [])]
 
 
 def _rates(row: ComparisonRow) -> str:
@@ -168,6 +175,7 @@ def _shared(rows: Sequence[ComparisonRow]) -> dict[str, str]:
     words = {
         "recipe": "{}",
         "majority class": "majority class {}",
+        "n": "n = {}",
         "seeds": "seeds {}" if max(len(row.seeds) for row in rows) > 1 else "seed {}",
     }
     values_of = {name: {fact(row) for row in rows} for name, fact in FACTS.items()}
@@ -194,15 +202,18 @@ def _tables(comparison: Comparison, names: Sequence[str], shared: Mapping[str, s
         for title, cells in facts.items()
         if set(cells) != {"-"}
     ]
-    columns += [_estimates(metric, [row.scores[metric] for row in comparison.rows], layout) for metric in comparison.metrics]
+    columns += [_estimates(metric, [row.scores.get(metric) for row in comparison.rows], layout) for metric in comparison.metrics]
     tables = {"": _table(range(len(names)), names, columns, layout)}
     if others := {number: row.difference for number, row in enumerate(comparison.rows) if row.difference is not None}:
         columns = [
-            _estimates(name, [difference[name] for difference in others.values()], layout, sign="+")
+            _estimates(name, [difference.get(name) for difference in others.values()], layout, sign="+")
             for name in comparison.metrics
+            if any(name in difference for difference in others.values())
         ]
-        paired = "seed by seed" if len(comparison.rows[0].runs) > 1 else "of the same seed"
-        tables[f"difference from {names[0]}, {paired}"] = _table(others, names, columns, layout)
+        tests = [_test_text(next(iter(difference.values()))) for difference in others.values()]
+        same = len(set(tests)) == 1
+        columns += [] if same else [Column("by", tests, "left")]
+        tables[f"difference from {names[0]}{f', {tests[0]}' if same else ''}"] = _table(others, names, columns, layout)
     if comparison.differing:
         tables["what differs"] = _differing(comparison)
     return tables
@@ -216,27 +227,34 @@ def _table(numbers: Iterable[int], names: Sequence[str], columns: Sequence[Colum
     return terminal_table([first, run, *columns], gap=layout.gap)
 
 
+def _test_text(difference: RowDifference) -> str:
+    if difference.half is None:
+        return "of the same seed" if difference.test == "paired" else "of other seeds"
+    return "seed by seed" if difference.test == "paired" else "Welch's t"
+
+
 def _title(text: str, layout: TableLayout) -> str:
     return text.replace(" ", "\n").replace("-", "-\n") if layout.stacked else text
 
 
-def _estimates(metric: str, estimates: Sequence[Estimate], layout: TableLayout, sign: Literal["", "+"] = "") -> Column:
-    """Return a column of estimates, aligned at their decimal points.
+def _estimates(metric: str, estimates: Sequence[Estimate | None], layout: TableLayout, sign: Literal["", "+"] = "") -> Column:
+    """Return a column of estimates, aligned at their decimal points; "-" for None.
 
-    Differences have a `sign`, and if 0 is outside the interval, a star and a colour: green is better.
+    Differences have a `sign`, and if they are significant, a star and a colour: green is better.
     """
     definition = find_task_metric(metric)
-    starred = [bool(sign) and estimate.clear for estimate in estimates]
-    means = _aligned([definition.show(estimate.mean, sign) for estimate in estimates])
-    halves = _aligned(["" if estimate.half is None else definition.show(estimate.half) for estimate in estimates])
-    texts = []
+    starred = [isinstance(estimate, RowDifference) and estimate.clear for estimate in estimates]
+    means = _aligned(["-" if estimate is None else definition.show(estimate.mean, sign) for estimate in estimates])
+    halves = _aligned(
+        ["" if estimate is None or estimate.half is None else definition.show(estimate.half) for estimate in estimates]
+    )
+    texts, styles = [], []
     for estimate, mean, half, star in zip(estimates, means, halves, starred, strict=True):
         mark = " *" if star else "  " if any(starred) else ""
-        tail = f"{' ' if estimate.half is None else '±'} {half}{mark}" if half else ""
+        tail = f"{' ' if estimate is None or estimate.half is None else '±'} {half}{mark}" if half else ""
         texts.append(f"{mean}{mark and '  '}\n{tail}" if half and layout.stacked else f"{mean} {tail}" if half else mean)
-    good = [(estimate.mean > 0) == (definition.better == "higher") for estimate in estimates]
-    coloured = [star and definition.better is not None for star in starred]
-    styles = ["green" if star and better else "red" if star else "" for star, better in zip(coloured, good, strict=True)]
+        is_better = estimate is not None and (estimate.mean > 0) == (definition.better == "higher")
+        styles.append(("green" if is_better else "red") if star and definition.better is not None else "")
     title = _title(printable(definition.label) + ARROWS[definition.better], layout)
     # Right-justified with spaces here: rich strips spaces at the end of lines that it justifies itself.
     width = max(len(line) for text in (title, *texts) for line in text.splitlines())
@@ -276,8 +294,14 @@ def _notes(comparison: Comparison) -> str:
     if any(len(row.runs) > 1 for row in comparison.rows):
         notes.append("+N: with N more runs, which differ only in their seed")
         notes.append(f"±: {CONFIDENCE:.0%} confidence interval of the mean over seeds, by Student's t")
-    if any(estimate.clear for row in others for estimate in (row.difference or {}).values()):
-        notes.append("*: 0 is outside the interval")
-    if any(row.difference is None for row in others):
-        notes.append("rows with other seeds than the first row have no difference to it")
+    differences = [difference for row in others for difference in (row.difference or {}).values()]
+    if any(difference.clear for difference in differences):
+        count = sum(any(difference.p is not None for difference in (row.difference or {}).values()) for row in others)
+        rows = ", after Holm's correction for the number of rows" if count > 1 else ""
+        notes.append(f"*: p is at most {1 - CONFIDENCE:.2g}{rows}, in each metric alone")
+    if any(difference.test == "welch" for difference in differences):
+        notes.append("rows with other seeds than the first row are independent of it")
+    if comparison.withheld:
+        names = ", ".join(find_task_metric(name).label for name in comparison.withheld)
+        notes.append(f"-: {names}: means over the tokens of another tokenizer, which do not compare; bits per byte do")
     return "; ".join(notes)

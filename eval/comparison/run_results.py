@@ -23,6 +23,8 @@ from zoo.hf import hub
 from zoo.json_shapes import is_usable_number
 from zoo.models import parameter_count
 
+BY_TEXT = "bits_per_byte"
+"""The metric that compares models on a text whatever their tokenizers."""
 SLACK = 0.01
 """Share by which equal budgets may differ, since a budget is rarely a multiple of the tokens of a step."""
 
@@ -36,7 +38,9 @@ class FinishedRun:
     scores: dict[str, float | int]
     """Content of scores.json."""
     held_out: str
-    """Fingerprint of the held-out data."""
+    """Fingerprint of the held-out data; of a text, as the tokens of the run's tokenizer."""
+    held_out_text: str
+    """Digest of the held-out text, whatever the tokenizer; "" for data that are not a text, and for runs of earlier versions."""
     targets: dict[str, Any]
     """Options that decide which tokens of the held-out data were scored; see `Objective.target_options`."""
     tokenizer: str
@@ -128,6 +132,7 @@ def read_run(path: str | Path) -> FinishedRun:
         run=run,
         scores={name: value for name, value in scores.items() if is_usable_number(value)},
         held_out=held_out,
+        held_out_text=meta.get("held_out_text", ""),
         targets=targets,
         tokenizer=tokenizer,
         data=data,
@@ -152,13 +157,31 @@ def refuse_incomparable(runs: Sequence[FinishedRun]) -> None:
             raise BadInput(
                 f"{other.path} was scored as {other_score} and {first.path} as {first_score}; compare runs of one objective"
             )
-        if first.held_out != other.held_out:
-            cause = "" if first.tokenizer == other.tokenizer else ", or on the tokens of another tokenizer"
-            fix = "give all runs the same --data.valid-paths and --tokenizer.path"
-            raise BadInput(f"{other.path} was scored on other held-out text than {first.path}{cause}; {fix}")
+        if first.held_out != other.held_out and (problem := _other_text(first, other)):
+            raise BadInput(problem)
         if changed := _different(first.targets, other.targets):
             fix = "score all of them alike with zoo eval RUN --task masked:all, and compare with --metric masked:all/loss"
             raise BadInput(f"{other.path} was scored on other targets than {first.path}: {'; '.join(changed)}; {fix}")
+
+
+def _other_text(first: FinishedRun, other: FinishedRun) -> str:
+    """Return why not even the bits per byte of runs with unlike held-out tokens compare; "" if they do."""
+    fix = "give all runs the same --data.valid-paths and --tokenizer.path"
+    if first.tokenizer == other.tokenizer:
+        return f"{other.path} was scored on other held-out text than {first.path}; {fix}"
+    missing = [f"{run.path} has no digest of it" for run in (first, other) if not run.held_out_text]
+    missing += [f"{run.path} has no {BY_TEXT}" for run in (first, other) if not {BY_TEXT, "bytes"} <= run.scores.keys()]
+    if missing:
+        by_task = "or compare them with zoo eval RUN --task perplexity --files ... and --metric perplexity/bits_per_byte"
+        tokens = f"{other.path} was scored on other held-out text than {first.path}, or on the tokens of another tokenizer"
+        return f"{tokens}, and {missing[0]}; {fix}, {by_task}"
+    if first.held_out_text != other.held_out_text:
+        return f"{other.path} was scored on other held-out text than {first.path}, with another tokenizer; {fix}"
+    counts = [run.scores["bytes"] for run in (first, other)]
+    if counts[0] != counts[1]:
+        cause = "one of their tokenizers drops or changes some of it"
+        return f"{first.path} counts {counts[0]:,} bytes of the held-out text and {other.path} {counts[1]:,}: {cause}; {fix}"
+    return ""
 
 
 def unequal_run_budgets(runs: Sequence[FinishedRun], *, held_out: bool = True) -> list[str]:
@@ -175,7 +198,9 @@ def unequal_run_budgets(runs: Sequence[FinishedRun], *, held_out: bool = True) -
     tokens, flops = ([run.total_costs[name] for run in runs] for name in ("tokens", "flops"))
     if not (_agree(tokens) or _agree(flops)):
         lines.append(f"unequal budgets: {_budgets(runs)}")
-    for name in metric_definitions.COUNTS if held_out else ():
+    # Of other tokenizers' tokens of the same text only the bytes are compared.
+    counted = metric_definitions.COUNTS if len({run.held_out for run in runs}) == 1 else ("bytes",)
+    for name in counted if held_out else ():
         counts = {run.scores[name]: run for run in runs if name in run.scores}
         if len(counts) > 1:
             (first_count, first), (second_count, second), *_ = counts.items()
@@ -187,13 +212,15 @@ def unequal_run_budgets(runs: Sequence[FinishedRun], *, held_out: bool = True) -
 
 def unlike_text(runs: Sequence[FinishedRun]) -> list[str]:
     """Return a line if runs saw unequal amounts of text in equally many positions, because their rows differ in padding."""
-    text, tokens = ([run.total_costs[name] for run in runs] for name in ("text_tokens", "tokens"))
+    by_text = len({run.held_out for run in runs}) > 1 and len({run.held_out_text for run in runs}) == 1
+    kind, unit = ("bytes", "bytes") if by_text else ("text_tokens", "tokens")
+    text, tokens = ([run.total_costs[name] for run in runs] for name in (kind, "tokens"))
     amounts = [amount for amount in text if amount is not None]
     if len(amounts) < len(runs) or _agree(text) or not _agree(tokens):
         return []
     least, greatest = (select(amounts) for select in (min, max))
     first, second = (runs[text.index(amount)].path for amount in (least, greatest))
-    counts = f"{first} has seen {short_number(least)} tokens of text and {second} {short_number(greatest)}"
+    counts = f"{first} has seen {short_number(least)} {unit} of text and {second} {short_number(greatest)}"
     return [f"{counts}, in equally many positions, padding included"]
 
 

@@ -9,40 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import scipy.special
-
 from eval.comparison import run_results
+from eval.comparison.estimates import Estimate, RowDifference, correct_for_rows, paired_row_difference, welch_row_difference
 from eval.comparison.run_results import FinishedRun
 from eval.comparison.task_scores import check_comparable, is_task_metric
-from eval.metrics.standard_error import mean_and_error
 from train.config.data_options import EncoderData
 from train.rows.encoder_rows import PAIRED
 from train.run import metric_definitions
 from train.run.run_identity import flat_options
 from train.weights.lineage import row_options
 from zoo.errors import BadInput
-
-CONFIDENCE = 0.95
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds, with half the width of its confidence interval if there are several."""
-
-    mean: float
-    half: float | None
-    """Half the width of the mean's 95% interval; None for a single value."""
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Estimate":
-        """Return the mean of independent values, with t(0.975, n - 1) times its standard error (Student 1908)."""
-        mean, error = mean_and_error(values)
-        return cls(mean, None if error is None else float(scipy.special.stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * error)
-
-    @property
-    def clear(self) -> bool:
-        """True if 0 is outside the interval."""
-        return self.half is not None and abs(self.mean) > self.half
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,8 +28,9 @@ class ComparisonRow:
     runs: list[FinishedRun]
     """Runs in the order of their seeds."""
     scores: dict[str, Estimate]
-    difference: dict[str, Estimate] | None
-    """Difference to the first row, seed by seed; None for the first row, and for a row with other seeds."""
+    """Metric -> its mean; without the metrics that are not comparable with the first row's."""
+    difference: dict[str, RowDifference] | None
+    """Difference to the first row, seed by seed, or by Welch's t from a row with other seeds; None for the first row."""
 
     @property
     def first(self) -> FinishedRun:
@@ -63,6 +40,11 @@ class ComparisonRow:
     @property
     def seeds(self) -> list[int | str]:
         return [run.seed for run in self.runs]
+
+    @property
+    def independent(self) -> int:
+        """Number of values over which the intervals are: the runs, or if there are several parents, the parents."""
+        return len(_independent_values(self.runs, [0.0] * len(self.runs)))
 
     @property
     def tokens(self) -> float | None:
@@ -96,6 +78,8 @@ class Comparison:
     """Configuration key -> its value in each row, if it is not the same in all; None for a row without the key."""
     unequal: list[str]
     """Lines about metrics that should be equal and are not."""
+    withheld: list[str]
+    """Metrics that rows with another tokenizer than the first row's have no scores of, because they are means over its tokens."""
 
 
 def compare_runs(paths: Sequence[str], *, unequal: bool = False, metric: Sequence[str] = ()) -> Comparison:
@@ -117,12 +101,35 @@ def compare_runs(paths: Sequence[str], *, unequal: bool = False, metric: Sequenc
     if unequal_lines and not unequal:
         raise BadInput(f"{'; '.join(unequal_lines)}; make them equal, or add --unequal to compare them as they are")
     groups = _groups(runs)
+    # Only the bits per byte of a text compare models with other tokens.
+    by_token = [name for name in metrics if name != run_results.BY_TEXT and not is_task_metric(name)]
+    is_other = [held_out and group[0].held_out != groups[0][0].held_out for group in groups]
     rows = []
-    for group in groups:
-        scores = {name: _estimate(group, [run.value(name) for run in group]) for name in metrics}
-        difference = None if group is groups[0] else _difference(groups[0], group, metrics)
+    for group, other in zip(groups, is_other, strict=True):
+        comparable = [name for name in metrics if not (other and name in by_token)]
+        scores = {name: _estimate(group, [run.value(name) for run in group]) for name in comparable}
+        difference = None if group is groups[0] else {name: _difference(groups[0], group, name) for name in comparable}
         rows.append(ComparisonRow(runs=group, scores=scores, difference=difference))
-    return Comparison(rows=rows, metrics=metrics, differing=_differing(rows), unequal=unequal_lines)
+    return Comparison(
+        rows=_corrected(rows, metrics),
+        metrics=metrics,
+        differing=_differing(rows),
+        unequal=unequal_lines,
+        withheld=by_token if any(is_other) else [],
+    )
+
+
+def _corrected(rows: Sequence[ComparisonRow], metrics: Sequence[str]) -> list[ComparisonRow]:
+    """Return the rows with p values that are corrected for their number, in each metric."""
+    differences = [dict(row.difference or {}) for row in rows]
+    for name in metrics:
+        having = [of_row for of_row in differences if name in of_row]
+        for of_row, corrected in zip(having, correct_for_rows([of_row[name] for of_row in having]), strict=True):
+            of_row[name] = corrected
+    return [
+        dataclasses.replace(row, difference=None if row.difference is None else of_row)
+        for row, of_row in zip(rows, differences, strict=True)
+    ]
 
 
 def _refuse_twice(paths: Sequence[str]) -> None:
@@ -142,8 +149,12 @@ def _metrics(runs: Sequence[FinishedRun], requested: Sequence[str]) -> list[str]
         for name in requested:
             if is_task_metric(name):
                 check_comparable(name, runs)
-            else:
-                metric_definitions.find_metric(name, shared)
+                continue
+            metric_definitions.find_metric(name, shared)
+            other = next((run for run in runs if run.held_out != runs[0].held_out), None)
+            if other is not None and name != run_results.BY_TEXT:
+                fix = f"choose {run_results.BY_TEXT}, which compares them"
+                raise BadInput(f"--metric {name}: {other.path} has another tokenizer than {runs[0].path}; {fix}")
         return list(dict.fromkeys(requested))
     selected = [run.run.selection.metric for run in runs]
     names = [name for name, metric in metric_definitions.METRICS.items() if name in shared and metric.better]
@@ -181,7 +192,12 @@ def _row_options(run: FinishedRun) -> dict[str, Any]:
 
 
 def _estimate(group: Sequence[FinishedRun], values: Sequence[float]) -> Estimate:
-    """Return the mean of a value of each run of a row.
+    """Return the mean of a value of each run of a row."""
+    return Estimate.of(_independent_values(group, values))
+
+
+def _independent_values(group: Sequence[FinishedRun], values: Sequence[float]) -> list[float]:
+    """Return the independent values of a row, from a value of each of its runs.
 
     Runs with the same parents are not independent of each other. If there are several parents, the runs of each are averaged
     first, and the interval is over the parents.
@@ -189,17 +205,17 @@ def _estimate(group: Sequence[FinishedRun], values: Sequence[float]) -> Estimate
     by_parents: dict[tuple[int, ...], list[float]] = {}
     for run, value in zip(group, values, strict=True):
         by_parents.setdefault(run.seeds[:-1], []).append(value)
-    return Estimate.of(list(map(statistics.fmean, by_parents.values())) if len(by_parents) > 1 else values)
+    return list(map(statistics.fmean, by_parents.values())) if len(by_parents) > 1 else list(values)
 
 
-def _difference(first: list[FinishedRun], group: list[FinishedRun], metrics: Sequence[str]) -> dict[str, Estimate] | None:
+def _difference(first: list[FinishedRun], group: list[FinishedRun], metric: str) -> RowDifference:
+    """Return the difference of a row to the first one: seed by seed if both have the same seeds, else by Welch's t."""
+    values, references = ([run.value(metric) for run in runs] for runs in (group, first))
     if [run.seed for run in first] != [run.seed for run in group]:
-        return None
-    pairs = list(zip(first, group, strict=True))
+        return welch_row_difference(_independent_values(group, values), _independent_values(first, references))
     deeper = max(first, group, key=lambda runs: len(runs[0].seeds))
-    return {
-        name: _estimate(deeper, [other.value(name) - reference.value(name) for reference, other in pairs]) for name in metrics
-    }
+    differences = [value - reference for value, reference in zip(values, references, strict=True)]
+    return paired_row_difference(_independent_values(deeper, differences))
 
 
 def _differing(rows: Sequence[ComparisonRow]) -> dict[str, list[Any]]:

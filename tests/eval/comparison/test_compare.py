@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from eval.comparison import comparison_table, run_results
-from eval.comparison.seed_statistics import Estimate, compare_runs
+from eval.comparison.estimates import Estimate, RowDifference, correct_for_rows, paired_row_difference, welch_row_difference
+from eval.comparison.seed_statistics import compare_runs
 from tests.support import commands, tiny
 from tests.support.finished_runs import MASKED, META, RUN, make, several
 from train.checkpoints.manifest import Manifest, folder_name
@@ -63,6 +64,22 @@ def test_trained_runs_are_compared_by_their_files(
     assert "-0.5000" in shown and "perplexity" not in shown
 
 
+@pytest.mark.full
+def test_trained_runs_with_other_tokenizers_count_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    commands.finished(tmp_path)
+    trained = [*commands.TINY, "--tokenizer.vocab", "280", "--model.vocab", "280", "--name", "small"]
+    assert commands.call(capsys, "train", "gpt-nano", *trained).code == 0
+    counts = [json.loads(Path(f"runs/{name}/scores.json").read_text()) for name in ("done", "small")]
+    assert counts[0]["bytes"] == counts[1]["bytes"] and counts[0]["tokens"] < counts[1]["tokens"]
+    result = json.loads(commands.call(capsys, "compare", "runs/done", "runs/small", "--json").stdout)
+    assert result["withheld"] == ["perplexity", "loss"] and result["rows"][1]["scores"]["loss"] is None
+    difference = counts[1]["bits_per_byte"] - counts[0]["bits_per_byte"]
+    assert result["rows"][1]["difference_to_first"]["bits_per_byte"]["mean"] == pytest.approx(difference)
+
+
 def test_runs_that_differ_in_their_seed_or_in_no_number_are_one_row(tmp_path: Path) -> None:
     paths = [
         make(tmp_path / "c", seed=7),
@@ -75,31 +92,128 @@ def test_runs_that_differ_in_their_seed_or_in_no_number_are_one_row(tmp_path: Pa
     assert result.differing == {"steps": [20, 21]}
 
 
-def test_intervals_are_those_of_student(rng: np.random.Generator) -> None:
+def test_intervals_are_those_of_student_and_of_welch(rng: np.random.Generator) -> None:
     import scipy.stats
 
     for count in (2, 3, 8, 8):
         ours, theirs = rng.normal(size=(2, count))
-        estimate = Estimate.of(list(ours - theirs))
-        expected = scipy.stats.ttest_rel(ours, theirs).confidence_interval(0.95)
-        assert estimate.half is not None
-        assert (estimate.mean - estimate.half, estimate.mean + estimate.half) == pytest.approx(tuple(expected))
-        assert estimate.clear == (not expected.low <= 0 <= expected.high)
+        tests: list[tuple[RowDifference, Any]] = [
+            (paired_row_difference(list(ours - theirs)), scipy.stats.ttest_rel(ours, theirs)),
+            (welch_row_difference(list(ours), [*theirs, 9.0]), scipy.stats.ttest_ind(ours, [*theirs, 9.0], equal_var=False)),
+        ]
+        for difference, expected in tests:
+            interval = expected.confidence_interval(0.95)
+            assert difference.half is not None and difference.p == pytest.approx(expected.pvalue, rel=1e-9)
+            assert (difference.mean - difference.half, difference.mean + difference.half) == pytest.approx(tuple(interval))
+            (alone,) = correct_for_rows([difference])
+            assert alone.clear == (not interval.low <= 0 <= interval.high)
+        estimate = Estimate.of(list(ours))
+        low, high = scipy.stats.ttest_1samp(ours, 0).confidence_interval(0.95)
+        assert (estimate.mean - (estimate.half or 0), estimate.mean + (estimate.half or 0)) == pytest.approx((low, high))
     assert (Estimate.of([1.0, 1.0]).half, Estimate.of([1.0]).half) == (0, None)
+    assert [correct_for_rows([paired_row_difference([value] * 2)])[0].clear for value in (0.0, 1.0)] == [False, True]
+    assert welch_row_difference([1.0, 2.0], [1.0]).half is paired_row_difference([1.0]).p is None
 
 
-def test_row_is_compared_with_the_first_one_seed_by_seed(tmp_path: Path) -> None:
+def test_rows_are_compared_with_the_first_one_seed_by_seed_or_by_welch(tmp_path: Path) -> None:
     # The seed changes much more than the learning rate does: the difference is clear only in pairs.
     base = several(tmp_path, "base", {0: 2.0, 1: 3.0, 2: 4.0})
     fast = several(tmp_path, "fast", {2: 3.9, 0: 1.88, 1: 2.9}, **faster())
-    some = several(tmp_path, "some", {0: 1.0, 1: 1.0, 3: 1.0}, optim=Optim(lr=0.25))
+    some = several(tmp_path, "some", {0: 1.0, 5: 1.5}, optim=Optim(lr=0.25))
     result = compare_runs([*base, *fast, *some])
     first, second, third = result.rows
-    assert first.difference is third.difference is None
+    assert first.difference is None
     assert dataclasses.astuple(first.scores["loss"]) == pytest.approx((3.0, T_2 / 3**0.5))
     assert second.difference is not None and second.difference["loss"].clear
+    assert second.difference["loss"].test == "paired"
     expected = (-0.32 / 3, T_2 * np.std([0.12, 0.1, 0.1], ddof=1) / 3**0.5)
-    assert dataclasses.astuple(second.difference["loss"]) == pytest.approx(expected)
+    assert dataclasses.astuple(second.difference["loss"])[:2] == pytest.approx(expected)
+    assert third.difference is not None and third.difference["loss"].test == "welch"
+    assert third.difference["loss"].mean == pytest.approx(-1.75) and not third.difference["loss"].clear
+    assert [row.independent for row in result.rows] == [3, 3, 2]
+    shown = comparison_table.render_comparison(result, width=400)
+    assert re.search(r"difference from base-0 \+2\n.* by\n2 .* seed by seed\n3 .* Welch's t\n", shown)
+    assert "rows with other seeds than the first row are independent of it" in shown
+    assert "*: p is at most 0.05, after Holm's correction for the number of rows, in each metric alone" in shown
+
+
+@pytest.mark.planted
+def test_stars_are_corrected_for_the_number_of_rows(tmp_path: Path) -> None:
+    """A difference with p = 0.03 has a star alone, and none among three of which the others show nothing."""
+    base = several(tmp_path, "base", {0: 2.0, 1: 3.0, 2: 4.0})
+    near = several(tmp_path, "near", {0: 2.1, 1: 3.17, 2: 4.15}, **faster())
+    others = [
+        several(tmp_path, name, {0: 2.1, 1: 2.9, 2: 4.05}, optim=dataclasses.replace(RUN.optim, lr=lr))
+        for name, lr in (("b", 0.2), ("c", 0.3))
+    ]
+    alone, among = (compare_runs([*base, *near, *more]).rows[1].difference for more in ([], [*others[0], *others[1]]))
+    assert alone is not None and among is not None
+    assert alone["loss"].p == among["loss"].p == pytest.approx(0.022, abs=0.001)
+    assert (alone["loss"].clear, among["loss"].clear) == (True, False)
+    assert among["loss"].p_holm == pytest.approx(3 * (among["loss"].p or 0))
+
+
+def test_a_row_of_a_single_seed_is_noticed(tmp_path: Path) -> None:
+    base = several(tmp_path, "base", {0: 2.0, 1: 3.0})
+    result = compare_runs([*base, make(tmp_path / "one", **faster())])
+    (notice,) = comparison_table.comparison_notices(result.rows)
+    assert notice == "a single seed, so it is not known how much another would change: one; add runs of other --seed"
+    assert comparison_table.comparison_notices(compare_runs(base).rows) == []
+    shown = comparison_table.render_comparison(result, width=80)
+    assert re.search(r"^ +run +n  seeds ", shown, re.MULTILINE) and "1  base-0 +1  2  0, 1" in shown
+    (difference,) = [row.difference for row in result.rows if row.difference is not None]
+    assert (difference["loss"].mean, difference["loss"].half, difference["loss"].test) == (-0.5, None, "welch")
+
+
+TEXT = {"loss": 2.0, "perplexity": 7.4, "bits_per_byte": 1.5, "tokens": 100, "bytes": 290, "stride": 16}
+OF_TEXT = META | {"held_out_text": "digest"}
+OTHER_TOKENS: dict[str, Any] = {"tokenizer": Tokenizer(vocab=280), "meta": OF_TEXT | {"held_out": "i", "tokenizer": "u"}}
+OTHER_SCORES = TEXT | {"loss": 3.0, "perplexity": 20.1, "bits_per_byte": 1.25, "tokens": 60}
+
+
+def test_only_bits_per_byte_compare_models_with_other_tokenizers(tmp_path: Path) -> None:
+    first = make(tmp_path / "a", scores=TEXT, meta=OF_TEXT)
+    same = make(tmp_path / "b", scores=TEXT, meta=OF_TEXT, **faster())
+    other = make(tmp_path / "c", scores=OTHER_SCORES, **OTHER_TOKENS)
+    result = compare_runs([first, same, other])
+    assert result.metrics == ["bits_per_byte", "perplexity", "loss"] and result.withheld == ["perplexity", "loss"]
+    third = result.rows[2]
+    assert list(third.scores) == list(third.difference or {}) == ["bits_per_byte"]
+    assert third.difference is not None and third.difference["bits_per_byte"].mean == -0.25
+    shown = comparison_table.render_comparison(result, width=400)
+    assert re.search(r"3  c .* 1\.2500 +- +-\n", shown)
+    assert "-: perplexity, loss: means over the tokens of another tokenizer, which do not compare; bits per byte do" in shown
+    rows = comparison_table.comparison_record(result)["rows"]
+    assert rows[2]["scores"]["loss"] is None and rows[1]["scores"]["loss"]["mean"] == 2.0
+    assert compare_runs([first, other], metric=["bits_per_byte"]).metrics == ["bits_per_byte"]
+    with pytest.raises(BadInput, match=r"^--metric loss: .*/c has another tokenizer than .*/a; choose bits_per_byte"):
+        compare_runs([first, other], metric=["loss"])
+
+
+@pytest.mark.planted(4)
+def test_bits_per_byte_of_other_bytes_are_refused(tmp_path: Path) -> None:
+    """Another text, a tokenizer that drops some of it, and runs that do not say what they were scored on."""
+    first = make(tmp_path / "a", scores=TEXT, meta=OF_TEXT)
+    other_text = OTHER_TOKENS | {"meta": OTHER_TOKENS["meta"] | {"held_out_text": "another"}}
+    no_digest = OTHER_TOKENS | {"meta": META | {"held_out": "i", "tokenizer": "u"}}
+    cases = {
+        "text": (
+            OTHER_SCORES,
+            other_text,
+            r"/text was scored on other held-out text than .*/a, with another tokenizer; ",
+        ),
+        "lossy": (OTHER_SCORES | {"bytes": 280}, OTHER_TOKENS, r"/a counts 290 bytes of the held-out text and .*/lossy 280: one"),
+        "old": (
+            OTHER_SCORES,
+            no_digest,
+            r"another tokenizer, and .*/old has no digest of it; .* --metric perplexity/b",
+        ),
+        "none": ({"loss": 3.0, "tokens": 60}, OTHER_TOKENS, r"another tokenizer, and .*/none has no bits_per_byte; give all"),
+    }
+    for name, (scores, changes, message) in cases.items():
+        with pytest.raises(BadInput, match=message) as refused:
+            compare_runs([first, make(tmp_path / name, scores=scores, **changes)])
+        assert "\n" not in str(refused.value)
 
 
 def test_metrics_that_all_runs_have_are_compared(tmp_path: Path) -> None:
@@ -143,14 +257,15 @@ def test_runs_with_as_many_positions_and_less_text_are_noticed(tmp_path: Path) -
     full = make(tmp_path / "full", meta=META | {"counts": counts})
     padded = make(tmp_path / "padded", meta=META | {"counts": counts | {"text_tokens": 500}}, **faster())
     result = compare_runs([full, padded])
-    (notice,) = comparison_table.comparison_record(result)["notices"]
+    notice, single = comparison_table.comparison_record(result)["notices"]
+    assert single.startswith("a single seed")
     assert notice == f"{padded} has seen 500 tokens of text and {full} 900, in equally many positions, padding included"
     assert comparison_table.comparison_record(result)["rows"][0]["costs"]["bytes"] == 3000
     assert comparison_table.comparison_record(compare_runs([full]))["notices"] == []
 
 
 def test_run_that_stopped_early_has_spent_what_it_used(tmp_path: Path) -> None:
-    patient = {"selection": Selection(best=True, patience=2)}
+    patient: dict[str, Any] = {"selection": Selection(best=True, patience=2)}
     early = make(tmp_path / "early", flops=2e9, ended=RUN.steps // 2, **patient)
     earlier = make(tmp_path / "earlier", flops=2e9, ended=RUN.steps // 2 - 4, seed=1, **patient)
     (row,) = compare_runs([early]).rows
@@ -261,8 +376,8 @@ def test_an_accuracy_is_compared_beside_the_most_frequent_class_and_a_run_that_l
     scores = {"accuracy": 0.75, "majority_share": 0.5, "predicted_share": 0.6, "examples": 100}
     nothing = scores | {"accuracy": 0.5, "predicted_share": 1.0}
     found = compare_runs([make(tmp_path / "a", scores=scores), make(tmp_path / "b", scores=nothing, optim=faster()["optim"])])
-    (line,) = comparison_table.comparison_record(found)["notices"]
+    line, single = comparison_table.comparison_record(found)["notices"]
     assert line.startswith(f"{tmp_path / 'b'}: one class is predicted for 100.0% of") and found.metrics == ["accuracy"]
     assert comparison_table.run_compare([str(tmp_path / name) for name in "ab"], unequal=False, as_json=False) == 0
     ended = capsys.readouterr()
-    assert "majority class 0.5000" in ended.out and ended.err == f"! {line}\n"
+    assert "majority class 0.5000" in ended.out and ended.err == f"! {line}\n! {single}\n"

@@ -15,7 +15,11 @@ def compare(args: list[str]) -> int:
 
     @dataclasses.dataclass(frozen=True)
     class Compare:
-        """Compare finished runs. Runs that differ only in their seed form one row, with the mean and its 95% interval."""
+        """Compare finished runs. Runs that differ only in their seed form one row, with the mean and its 95% interval.
+
+        Other rows are compared with the first one: seed by seed, or by Welch's t if they have other seeds. Models with different
+        tokenizers are compared in bits per byte alone.
+        """
 
         runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
         """Folders of runs."""
