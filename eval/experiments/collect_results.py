@@ -40,16 +40,21 @@ TEXT_SLACK = 0.03
 
 def write_results(grid: Grid, registration: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Write experiment.json and its pages, each atomically, and return the content of experiment.json."""
-    from eval.experiments.page import render_html, render_markdown
-
     if tokenizer := _manifest(RunDir(folder / RUNS / TOKENIZER)).get("tokenizer"):
         registration = preregistration.record_tokenizer(registration, tokenizer, folder)
     content = {**collect_results(grid, registration, folder), "interpretation": read_interpretation(folder)}
     result = json.loads(json.dumps(content))
     write_json(folder / JSON, result)
+    write_pages(result, folder)
+    return result
+
+
+def write_pages(result: Mapping[str, Any], folder: Path) -> None:
+    """Write the pages of the content of experiment.json, each atomically."""
+    from eval.experiments.page import render_html, render_markdown
+
     write_text(folder / HTML, render_html(result))
     write_text(folder / MARKDOWN, render_markdown(result))
-    return result
 
 
 def read_interpretation(folder: Path) -> str:

@@ -8,6 +8,7 @@ import pytest
 
 from eval.experiments import collect_results
 from eval.experiments.experiment_data import Files
+from eval.experiments.page.__main__ import main
 from eval.experiments.preregistration import register_grid
 from tests.support.small_experiment import FILES, small_grid
 from zoo.errors import BadInput
@@ -36,6 +37,27 @@ def test_an_interpretation_that_cannot_be_read_is_refused_in_one_line(tmp_path: 
     path.mkdir()
     with pytest.raises(BadInput, match=r"/interpretation\.md: cannot be read"):
         collect_results.read_interpretation(tmp_path)
+
+
+@pytest.mark.planted(3)
+def test_pages_are_written_again_without_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid = small_grid()
+    collect_results.write_results(grid, register_grid(grid, tmp_path), tmp_path)
+    page = tmp_path / collect_results.MARKDOWN
+    before = page.read_text()
+    page.unlink()
+    assert main([str(tmp_path)]) == 0 and page.read_text() == before
+    (tmp_path / "interpretation.md").write_text("Both rows are alike.")
+    assert main([str(tmp_path)]) == 0 and "Both rows are alike." in page.read_text()
+    assert json.loads((tmp_path / collect_results.JSON).read_text())["interpretation"] == "Both rows are alike."
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / collect_results.JSON).write_text('{"name": 1}')
+    messages = {(): "name folders with", ("empty",): "has no experiment.json", ("damaged",): "experiment.json has unexpected"}
+    for names, message in messages.items():
+        capsys.readouterr()
+        assert main([str(tmp_path / name) for name in names]) == 2
+        assert message in capsys.readouterr().err
 
 
 COMMANDS = {
