@@ -90,7 +90,7 @@ def find_files(tier: Tier, needs_tasks: bool, *, folder: str, digest: str, tasks
         actual = folder_digest(Path(folder))
         expected = digest or (PUBLIC_SHA256 if tier.corpus == "public" else ANY)
         if expected not in (ANY, actual):
-            fix = "restore its files, or add --corpus-digest any to train on another corpus"
+            fix = "build it as docs/experiments.md says, or add --corpus-digest any to train on another corpus"
             raise BadInput(f"--corpus {folder}: its SHA-256 is {actual}, and the tier's corpus has {expected}; {fix}")
         label = f"{tier.corpus if actual == PUBLIC_SHA256 else 'user'} {actual}"
         if tier.corpus != "user" and actual != PUBLIC_SHA256:
