@@ -9,6 +9,9 @@ Metrics: what the task's `metric_list` names, with the harness's own arithmetic 
 times where there is no formula). A metric's name ends in a comma and the name of its filter, unless that is "none". If NAME is
 several tasks, a metric that all of them have is averaged with equal weights; the names of other metrics, and of the harness's
 aggregates for a group, begin with the name of their task or group.
+A task of multiple choice whose `metadata` has `acc_per_token: true` also gets the accuracy by log p per token of a choice, which
+the harness does not have; its `acc_norm` divides by characters, `acc_bytes` by bytes, and `acc_mutual_info` subtracts log p
+without a context.
 Details: the tasks, with their metrics, versions and numbers of shots.
 """
 
@@ -20,11 +23,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2.exceptions import TemplateError
 
 from eval import task_data_files
 from eval.inference.batch_loop import Progress
 from eval.inference.text_likelihoods import method_items
+from eval.metrics.standard_error import with_error
 from eval.tasks.harness import harness_files
 from eval.tasks.task import Result, Settings, Task
 from train.weights.load import Loaded
@@ -33,6 +38,8 @@ from zoo.errors import BadInput
 from zoo.runtime import caches
 
 BOOTSTRAP = 1000
+PER_TOKEN = "acc_per_token"
+"""Key of a task's `metadata`, which the harness passes over."""
 
 
 def load_tasks(names: Sequence[str], settings: Settings) -> dict[str, Any]:
@@ -86,11 +93,43 @@ def score_tasks(subject: Loaded, examples: Mapping[str, Any], settings: Settings
             tasks=list(examples["tasks"].values()),
             bootstrap_iters=BOOTSTRAP,
             limit=settings.limit or None,
-            log_samples=False,
+            log_samples=bool(per_token := _per_token_tasks(examples["tasks"])),
         )
     assert results is not None
-    result = harness_summary(results)
+    table: dict[str, Any] = dict(results)
+    for name in per_token:
+        outcomes = per_token_outcomes(table["samples"][name], model.token_counts)
+        table["results"][name] |= {f"{key},none": value for key, value in with_error(PER_TOKEN, outcomes).items()}
+    result = harness_summary(table)
     return dataclasses.replace(result, items=method_items(model.method, settings.orders))
+
+
+def per_token_outcomes(samples: Sequence[Mapping[str, Any]], token_counts: Mapping[tuple[str, str], int]) -> list[float]:
+    """Return, for each question, whether its right choice has the largest log p per token.
+
+    Args:
+        samples: what the harness logs of a task of `output_type: multiple_choice`.
+        token_counts: number of tokens of the continuation of each (context, continuation).
+    """
+    outcomes = []
+    for sample in samples:
+        target = sample["target"]
+        if not isinstance(target, int):
+            raise BadInput(
+                f"metadata {PER_TOKEN}: doc_to_target gives {str(target)[:40]!r}; let it give the number of the choice"
+            )
+        # For acc_mutual_info the same choices follow without a context.
+        count = len(sample["arguments"]) // (2 if "acc_mutual_info" in sample["metrics"] else 1)
+        texts: list[Any] = [tuple(text) for text in sample["arguments"][:count]]
+        scores = [log_p / token_counts[text] for (log_p, _), text in zip(sample["filtered_resps"], texts, strict=False)]
+        outcomes.append(float(int(np.argmax(scores)) == target))
+    return outcomes
+
+
+def _per_token_tasks(tasks: Mapping[str, Any]) -> list[str]:
+    """Return the names of the tasks whose metadata ask for accuracy per token."""
+    configs = {name: task.config for name, task in tasks.items()}
+    return [name for name, config in configs.items() if (config.metadata or {}).get(PER_TOKEN)]
 
 
 def harness_summary(results: Mapping[str, Any]) -> Result:

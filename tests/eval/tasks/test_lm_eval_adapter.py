@@ -15,7 +15,7 @@ from eval.generation.generation_options import Decoding
 from eval.generation.generator import Generator
 from eval.inference.likelihood import encode
 from eval.inference.text_likelihoods import text_likelihoods
-from eval.tasks import blimp
+from eval.tasks import blimp, choices
 from eval.tasks.harness import harness_task, local_task_files
 from eval.tasks.task import Settings
 from tests.support import encoders
@@ -171,6 +171,36 @@ def test_every_family_that_scores_text_answers_with_its_own_likelihoods(family: 
     source = np.append(words.encode("Call me"), words.end_of_text).astype(np.int32)
     generated = seq2seq_generator(family).generate([source], Decoding(limit=6, sampling=Sampling(temperature=0.0)))
     assert model.generate_until(requests("generate_until", ("Call me", asked))) == [generated[0].text]
+
+
+@pytest.mark.full
+@pytest.mark.usefixtures("no_network")
+def test_the_four_normalizations_of_a_local_task_are_those_of_choices(tmp_path: Path) -> None:
+    """Two tasks on the same questions: in the harness's form, and in ours."""
+    options = [[" sleeps", " see the ship of the men"], [" is seen.", " see the whale"], [" of the ship", " naïve"]]
+    questions = [{"context": "The whale", "choices": pair, "label": number % 2} for number, pair in enumerate(options)]
+    data = write(tmp_path / "a.jsonl", *questions)
+    names = {"acc": "accuracy", "acc_norm": "accuracy_per_character", "acc_mutual_info": "accuracy_pmi"}
+    metrics = [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in names]
+    fields: dict[str, Any] = dict(output_type="multiple_choice", doc_to_text="{{context}}", doc_to_target="label")
+    fields |= dict(doc_to_choice="choices", target_delimiter="", metric_list=metrics, metadata={"acc_per_token": True})
+    folder = task(tmp_path / "tasks", "local", data, **fields)
+    settings = Settings(argument="local", pmi=True)
+    result = harness_task.TASK.score(subject(), harness_task.TASK.read([folder], settings), settings, quiet)
+    settings = Settings(pmi=True)
+    ours = choices.TASK.score(subject(), choices.TASK.read([data], settings), settings, quiet)
+    for name, own in {**names, "acc_per_token": "accuracy_per_token"}.items():
+        # The harness counts a space before a choice as a character.
+        assert result.metrics[name] == pytest.approx(ours.metrics[own]), name
+    sample = {
+        "target": 1,
+        "metrics": ["acc"],
+        "arguments": [("a", " b"), ("a", " c")],
+        "filtered_resps": [(-3.0, True), (-4.0, False)],
+    }
+    assert harness_task.per_token_outcomes([sample], {("a", " b"): 1, ("a", " c"): 2}) == [1.0]
+    with pytest.raises(BadInput, match="acc_per_token: doc_to_target gives 'b'"):
+        harness_task.per_token_outcomes([{**sample, "target": "b"}], {})
 
 
 @pytest.mark.full
