@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from eval.audit import certificate, hardware
-from eval.audit.audit_types import Check, choose_intervals, describe_coverage, passed_or_failed, seed_of_digests
+from eval.audit.audit_types import Check, Interval, choose_intervals, describe_coverage, passed_or_failed, seed_of_digests
 from eval.audit.recomputed_scores import check_evaluations, check_scores
 from eval.audit.replayed_intervals import Replayed, RunReplays
 from eval.audit.run_digests import (
@@ -82,8 +82,12 @@ def audit_run(path: str, options: AuditOptions) -> dict[str, Any]:
             checks += _computed_checks(folder, replays, manifests, best, starts, versions, here)
             for interval in intervals:
                 _show(f"replaying steps {interval.first + 1:,} to {interval.last:,}")
-                replayed.append(replays.replay(interval, other_versions=versions))
-        checks += map(_interval_check, replayed)
+                try:
+                    replayed.append(replays.replay(interval, other_versions=versions))
+                    checks.append(_interval_check(replayed[-1]))
+                except BadInput as error:
+                    # For example the model of --init is not here, which the steps from later checkpoints do not need.
+                    checks.append(Check(_interval_name(interval), "not checked", str(error)))
     else:
         checks.append(Check("replays and scores", "not checked", "the configuration or a checkpoint is not that of the run"))
     return {
@@ -156,7 +160,11 @@ def _interval_check(replayed: Replayed) -> Check:
     compared = "to the bit" if not replayed.differences else f"losses within {hardware.LARGEST_DIFFERENCE:g}"
     state = f", and the state of step {span.last}" if span.is_complete and not replayed.differences else ""
     detail = f"{replayed.rows} rows of metrics {compared}{state}"
-    return passed_or_failed(f"steps {span.first + 1} to {span.last}", "; ".join(replayed.problems), detail)
+    return passed_or_failed(_interval_name(span), "; ".join(replayed.problems), detail)
+
+
+def _interval_name(interval: Interval) -> str:
+    return f"steps {interval.first + 1} to {interval.last}"
 
 
 def _summary(run: Run) -> dict[str, Any]:

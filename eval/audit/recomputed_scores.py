@@ -25,6 +25,7 @@ from train.run.result_files import read_result
 from train.run.run_dir import RunDir
 from train.weights.load import load_model, restore_params
 from zoo.errors import BadInput
+from zoo.json_shapes import shape_problem
 
 LIMITED = re.compile(r" \(first [\d,]+\)$")
 """End of the name of an evaluation of the first examples of a task."""
@@ -72,6 +73,8 @@ def _check_task(folder: RunDir, name: str, entry: dict[str, Any], steps: Collect
     title, files = f"evaluations.json: {name}", entry.get("details", {}).get("files", [])
     if "settings" not in entry or "computed_by" not in entry:
         return [Check(title, "not checked", "it was recorded without its options; evaluate the run again")]
+    if problem := shape_problem(files, [str]):
+        return [Check(title, "not checked", f"its files are not a list of names ({problem})")]
     if missing := [file for file in files if not Path(file).exists()]:
         return [Check(title, "not checked", f"{missing[0]} is not here")]
     if entry["step"] not in steps:

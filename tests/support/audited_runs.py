@@ -92,6 +92,16 @@ def trained(family: str, *flags: str, fault: str = "") -> Path:
     return home() / "runs" / name
 
 
+def extended(family: str, steps: int) -> Path:
+    """Return the folder of a run of a family that was finished after `steps` steps, and then extended to `STEPS`."""
+    recipe, _, own = FAMILIES[family].partition(" ")
+    argv = ["train", *words(f"{recipe} {RUN} {own}"), "--name", f"{family}-extended"]
+    with in_folder(home()):
+        for flags in (("--steps", str(steps)), ("--extend",)):
+            assert main.main([*argv, *flags]) == 0
+    return home() / "runs" / f"{family}-extended"
+
+
 def evaluated(family: str) -> Path:
     """Return a copy of a run of a family with the score of minimal pairs in its evaluations.json."""
     run = trained(family).with_name(f"{family}-evaluated")

@@ -11,8 +11,10 @@ from filelock import FileLock
 from eval.audit import audit_run, comparison, hardware
 from eval.audit.audit_types import Interval, choose_intervals, describe_coverage
 from tests.support import forgeries
-from tests.support.audited_runs import STEPS, audit, copied, edit_json, edit_rows, evaluated, findings, reseal, trained
+from tests.support.audited_runs import STEPS, audit, copied, edit_json, edit_rows, evaluated, extended, findings, reseal, trained
 from tests.support.commands import call, printed, snapshot
+from train.run.metrics_file import read_starts
+from train.run.run_dir import RunDir
 from zoo.errors import BadInput
 
 
@@ -76,9 +78,29 @@ def test_an_edited_evaluation_is_noticed_and_an_honest_one_passes() -> None:
 
 @pytest.mark.full
 def test_a_run_that_was_killed_and_continued_passes() -> None:
-    run = trained("gpt", "--accumulate", "2", fault="train.step:error:5")
+    run = trained("gpt", "--data.batch", "16", "--accumulate", "2", fault="train.step:error:5")
     with copied(run) as copy:
         assert findings(copy) == []
+        assert [start["step"] for start in read_starts(RunDir(copy))] == [0, 3]
+
+
+@pytest.mark.full
+def test_steps_that_cannot_be_taken_here_are_named_and_the_others_are_replayed() -> None:
+    """Without the model that it began with, a run continues from its checkpoints alone."""
+    with copied(trained("adapters")) as run:
+        (run.parent / "gpt").unlink()
+        certificate = audit(run)
+    assert certificate["verdict"] == "incomplete"
+    assert [check["check"] for check in certificate["checks"] if check["result"] != "passed"] == ["steps 1 to 3"]
+
+
+@pytest.mark.full
+def test_an_extended_run_passes() -> None:
+    """The steps before the extension have the schedule of the shorter run."""
+    run = extended("gpt", 6)
+    with copied(run) as copy:
+        certificate = audit(copy)
+    assert certificate["verdict"] == "passed" and certificate["coverage"]["states_reproduced"] == [3, 6, 8]
 
 
 @pytest.mark.full

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from zoo.cli.command_setup import prepare_process, require_one_process
 from zoo.cli.option_parser import parse
-from zoo.errors import printable, require
+from zoo.errors import BadInput, printable, require
 from zoo.file_access import check_output_file
 
 
@@ -27,7 +27,7 @@ def audit(args: list[str]) -> int:
         """Folder of a run, trained with --log.ledger; its data must be where config.json names them."""
         steps: int = 3
         """Number of intervals of steps that are replayed, chosen at random; 0 = all steps of the run."""
-        share: float = 0.03
+        share: float = 0.02
         """Largest share of the steps of the run that the intervals take together; each has at least a row of metrics."""
         seed: int | None = None
         """Seed of the choice of intervals. None = a hash of the run's files, which nobody chooses."""
@@ -55,7 +55,8 @@ def _audit(options: Any, args: list[str]) -> int:
     from train.run.run_dir import RunDir, read_config
     from train.store import run_fetch
 
-    require(bool(options.run), "run", "", "name the folder of a run, as in zoo audit runs/gpt-nano")
+    if not options.run:
+        raise BadInput("RUN: name the folder of a run, as in zoo audit runs/gpt-nano")
     require(options.steps >= 0, "steps", options.steps, "choose 1 or more intervals, or 0 for all steps")
     require(0 < options.share <= 1, "share", options.share, "choose a share above 0 and up to 1")
     require(options.seed is None or 0 <= options.seed < 1 << 32, "seed", options.seed, "choose 0 to 4,294,967,295")
