@@ -1,161 +1,300 @@
-"""The judge of `scaling`: fits of the optimal model size to curves of equal FLOPs, with a bootstrap over cells.
+"""The judge of scaling experiments: optimal sizes at equal FLOPs, their exponent, and the loss at a budget outside of the fit.
 
-At each budget C the mean loss of the sizes is a parabola in log N (Hoffmann et al. 2022, approach 2), whose minimum is the
-optimal size; the slope of log N_opt over log C is the exponent. N counts all parameters of layers and embeddings, and C the FLOPs
-that the runs recorded. The bootstrap samples, for each budget and size, its seeds with replacement.
+The levels are those of `eval.experiments.analysis.verdicts`, and so are the words of the verdicts. Holm's correction is over all
+claims of the registration; one that is not testable counts as p = 1. See `isoflop_fit` for the errors, `parametric_fit` for the
+loss as a function of N and D, and `scaling_runs` for the ways of counting.
+
+The largest registered budget is held out: the loss there is predicted by a fit to the other budgets. The exponent uses all
+budgets whose minimum is an inner one by a test at 4 %.
 """
 
+import dataclasses
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-DRAWS = 1_000
-LEVEL = 0.05
-"""Error of each one-sided bound, before Holm's correction."""
-FEWEST_SIZES, FEWEST_BUDGETS, FEWEST_SEEDS = 3, 2, 2
-CHINCHILLA = 0.5
-NEEDS_MINIMA = ("below_kaplan", "chinchilla", "prediction")
-"""Claims that are not testable unless the mean losses have an inner minimum at every budget."""
+from eval.experiments.analysis import isoflop_fit, significance_tests
+from eval.experiments.analysis.isoflop_fit import Curve, Estimate, Noise, Parabola
+from eval.experiments.analysis.parametric_fit import FEWEST_POINTS, ParametricLoss, fit_parametric_loss, prediction_weights
+from eval.experiments.analysis.scaling_runs import HOFFMANN, KAPLAN, Budgets, Counting, SizeRuns, read_scaling_runs, row_budget
+from eval.experiments.analysis.verdicts import LEVEL, OPPOSITE_LEVEL
 
-Curves = dict[str, dict[str, tuple[float, list[tuple[float, float]]]]]
-"""Budget -> row -> (parameters, [(FLOPs, loss) of each seed])."""
+KAPLAN_EXPONENT, HOFFMANN_EXPONENT = 0.73, 0.5
+FEWEST_SIZES, FEWEST_BUDGETS = 4, 3
+"""Sizes of each budget, and budgets with an inner minimum, without which there is no exponent."""
+DELTA = 0.05
+"""Threshold of the Huber loss of means over seeds: beyond it lies no noise, but a size that did not learn."""
+Array = Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScalingFit:
+    """The fits to the runs of all budgets."""
+
+    budgets: Budgets
+    held_out: float
+    """The largest registered budget."""
+    parabolas: list[Parabola]
+    """By Hoffmann's counting, as are the curves of the inner minima."""
+    noise: Noise
+    inner_p: Array
+    """[budgets]: p value of "the minimum is an inner one"."""
+    inner_opposite_p: Array
+    loss: ParametricLoss
+    """Fit to the runs of all budgets."""
+
+    @classmethod
+    def of(cls, budgets: Budgets, held_out: float) -> "ScalingFit":
+        """Return the fits; every budget has `FEWEST_SIZES` sizes."""
+        loss = fit_sizes([size for sizes in budgets.values() for size in sizes])
+        curves = [HOFFMANN.curve(sizes, loss)[1] for sizes in budgets.values()]
+        parabolas = [isoflop_fit.fit_parabola(curve) for curve in curves]
+        runs = [size.losses for sizes in budgets.values() for size in sizes]
+        variances = np.array([np.var(losses, ddof=1) if len(losses) > 1 else 0.0 for losses in runs])
+        noise = isoflop_fit.estimate_noise(variances, np.array([len(losses) for losses in runs]), parabolas)
+        tests = [
+            isoflop_fit.inner_minimum_p(curve, parabola, _slopes(noise, i, parabolas))
+            for i, (curve, parabola) in enumerate(zip(curves, parabolas, strict=True))
+        ]
+        p, opposite = np.array(tests, np.float64).T
+        return cls(
+            budgets=budgets,
+            held_out=held_out,
+            parabolas=parabolas,
+            noise=noise,
+            inner_p=p,
+            inner_opposite_p=opposite,
+            loss=loss,
+        )
+
+    @property
+    def has_minimum(self) -> Array:
+        """Return which budgets have an inner minimum by the test, [budgets]."""
+        return self.inner_p <= LEVEL
+
+    def counted(self, counting: Counting) -> tuple[Array, list[Curve], list[Parabola]]:
+        """Return the logs of the budgets' FLOPs, the curves and their parabolas, by a way of counting.
+
+        The weights of the parabolas are for the losses as they were measured.
+        """
+        log_flops, curves, factors = zip(*(counting.curve(sizes, self.loss) for sizes in self.budgets.values()), strict=True)
+        parabolas = [
+            dataclasses.replace(parabola, minimum_weights=parabola.minimum_weights * factor)
+            for parabola, factor in zip(map(isoflop_fit.fit_parabola, curves), factors, strict=True)
+        ]
+        return np.array(log_flops), list(curves), parabolas
+
+    def exponent(self, counting: Counting) -> Estimate | None:
+        """Return the exponent of N_opt over C; None if there are too few minima."""
+        log_flops, curves, parabolas = self.counted(counting)
+        inside = [
+            parabola.coefficients[0] > 0 and curve.log_sizes[0] < parabola.minimum < curve.log_sizes[-1]
+            for curve, parabola in zip(curves, parabolas, strict=True)
+        ]
+        use = self.has_minimum & np.array(inside)
+        if use.sum() < FEWEST_BUDGETS:
+            return None
+        return self.noise.of(*isoflop_fit.fit_exponent(log_flops, parabolas, [bool(item) for item in use]))
+
+    @functools.cached_property
+    def prediction(self) -> tuple[Estimate, list[float]]:
+        """Return the relative error of the predicted loss at the optimum of the held-out budget, and of the loss of each size.
+
+        Prediction and measurement are the minima of parabolas over the same sizes.
+        """
+        *lower, measured = self.budgets.values()
+        fitted_sizes = [size for sizes in lower for size in sizes]
+        loss = fit_sizes(fitted_sizes)
+        losses = loss(*_sizes_and_tokens(measured))
+        predicted = isoflop_fit.fit_parabola(Curve(log_sizes=HOFFMANN.curve(measured, loss)[1].log_sizes, means=losses))
+        observed = self.parabolas[-1]
+        of_logs = prediction_weights(loss, _sizes_and_tokens(fitted_sizes), _sizes_and_tokens(measured))  # [measured, fitted]
+        of_fitted = (predicted.loss_weights * losses / predicted.loss) @ of_logs / _means(fitted_sizes)
+        weights = np.concatenate([of_fitted, -observed.loss_weights / observed.loss])
+        error = self.noise.of(math.log(predicted.loss / observed.loss), weights)
+        return error, [float(value) for value in losses / _means(measured) - 1]
+
+
+def fit_sizes(sizes: Sequence[SizeRuns]) -> ParametricLoss:
+    """Return the parametric loss fitted to the mean losses of sizes."""
+    return fit_parametric_loss(*_sizes_and_tokens(sizes), _means(sizes), DELTA)
+
+
+def _sizes_and_tokens(sizes: Sequence[SizeRuns]) -> tuple[Array, Array]:
+    return np.array([size.parameters for size in sizes]), np.array([size.tokens for size in sizes])
+
+
+def _means(sizes: Sequence[SizeRuns]) -> Array:
+    return np.array([np.mean(size.losses) for size in sizes])
+
+
+def _slopes(noise: Noise, place: int, parabolas: Sequence[Parabola]) -> tuple[Estimate, Estimate]:
+    """Return the slopes at the smallest and at the largest size of a budget."""
+    none = [np.zeros(len(parabola.residuals)) for parabola in parabolas]
+    parabola = parabolas[place]
+    first, last = (
+        noise.of(slope, np.concatenate([*none[:place], weights, *none[place + 1 :]]))
+        for slope, weights in zip(parabola.slopes, parabola.slope_weights, strict=True)
+    )
+    return first, last
+
+
+def fit_scaling(registration: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> ScalingFit | str:
+    """Return the fits to the cells of experiment.json, or why there can be none."""
+    rows = [row["name"] for row in registration["rows"] if row["name"] != registration["control"]]
+    budgets, registered = read_scaling_runs(registration, cells), sorted({row_budget(name) for name in rows})
+    if lacking := [f"{budget:g}" for budget in registered if len(budgets.get(budget, ())) < FEWEST_SIZES]:
+        return f"a fit needs {FEWEST_SIZES} sizes with results at every budget; {', '.join(lacking)} FLOPs lack them"
+    if len(registered) < FEWEST_BUDGETS or sum(map(len, budgets.values())) < FEWEST_POINTS:
+        return f"a fit needs {FEWEST_BUDGETS} budgets; {len(registered)} are registered"
+    return _control_problem(registration, cells, budgets) or ScalingFit.of(budgets, registered[-1])
+
+
+def _control_problem(registration: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], budgets: Budgets) -> str:
+    """Return which size is not better than the control row in every seed; "" if all are, or no claim has a metric."""
+    stage, score = registration["claims"][0]["metric"].split("/") if registration["claims"] else ("", "")
+    control = [
+        cell["scores"][score]
+        for cell in cells
+        if (cell["row"], cell["stage"]) == (registration["control"], stage) and score in cell["scores"]
+    ]
+    if not control:
+        return f"the control row, {registration['control']}, has no {stage}/{score}; run it first"
+    worst = max((size for sizes in budgets.values() for size in sizes), key=lambda size: max(size.losses))
+    return f"{worst.row} is not better than the control row in every seed" if max(worst.losses) >= min(control) else ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Draft:
+    """A claim with its p values, before the correction for the other claims."""
+
+    claim: Mapping[str, Any]
+    reason: str
+    """Why the claim is not testable, or else what was estimated."""
+    testable: bool = False
+    p: float = 1.0
+    p_margin: float = 1.0
+    """p value of the claim beyond its margin, for a direction."""
+    p_opposite: float = 1.0
+    difference: Estimate | None = None
+    """Of the estimate and the number that it is compared with."""
+    count: float | None = None
+    """An estimate without an error."""
 
 
 def judge_scaling_claims(
     registration: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], floors: Sequence[Mapping[str, Any]] = ()
 ) -> list[dict[str, Any]]:
-    """Return the "claims" of experiment.json, as `eval.experiments.analysis.verdicts.judge` does."""
-    from eval.experiments.analysis import significance_tests
+    """Return the "claims" of experiment.json, as `eval.experiments.analysis.verdicts.judge` does.
 
-    curves = read_curves(registration, cells)
-    reason = _too_little(curves)
-    draw = np.random.default_rng(0)
-    draws = [] if reason else [fit_exponent(curves, draw) for _ in range(DRAWS)]
-    entries = [_judged(claim, curves, reason, draws) for claim in registration["claims"]]
-    testable = [entry for entry in entries if entry["p"] is not None]
-    adjusted = significance_tests.holm_adjusted(np.array([entry["p"] for entry in testable])) if testable else []
-    for entry, p_holm in zip(testable, adjusted, strict=True):
-        entry["p_holm"] = float(p_holm)
-        if entry["verdict"] in ("reproduced", "equivalent") and p_holm > LEVEL:
-            entry["verdict"], entry["reason"] = "not shown", f"adjusted p {p_holm:.2g} is above {LEVEL:g}"
-    for entry in entries:
-        entry["exploratory"] = entry["id"] in (registration.get("changed") or ())
-    return entries
-
-
-def read_curves(registration: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> Curves:
-    """Return the losses by budget and row; a row's name begins with its budget, as in c1e12-l2w64."""
-    metric = registration["claims"][0]["metric"] if registration["claims"] else "train/loss"
-    stage, score = metric.split("/")
-    curves: Curves = {}
-    for row in registration["rows"]:
-        if row["name"] == registration["control"]:
-            continue
-        options = row["stages"][stage]["options"]
-        layers, width, vocab = (options[f"model.{name}"] for name in ("layers", "width", "vocab"))
-        values = [
-            (float(cell["costs"]["flops"]), float(cell["scores"][score]))
-            for cell in cells
-            if (cell["row"], cell["stage"]) == (row["name"], stage) and cell["status"] in ("done", "did not learn")
-            if cell["costs"].get("flops") and score in cell["scores"]
-        ]
-        if values:
-            # Attention and feed-forward matrices of a layer have 12 D^2 parameters.
-            size = float(12 * layers * width**2 + vocab * width)
-            curves.setdefault(row["name"].partition("-")[0], {})[row["name"]] = (size, values)
-    return curves
-
-
-def optimal_size(sizes: Sequence[float], losses: Sequence[float]) -> tuple[float, float, bool]:
-    """Fit a parabola over log size; return the log of the best size, the loss there, and whether it is an inner minimum."""
-    logs = np.log(sizes)
-    a, b, c = np.polyfit(logs, losses, 2)
-    if a <= 0 or not logs[0] < -b / (2 * a) < logs[-1]:
-        best = int(np.argmin(losses))
-        return float(logs[best]), float(losses[best]), False
-    return float(-b / (2 * a)), float(c - b**2 / (4 * a)), True
-
-
-def fit_exponent(curves: Curves, draw: np.random.Generator | None = None) -> dict[str, float]:
-    """Return the exponent, the number of budgets without an inner minimum, and the error of the prediction at the last budget.
-
-    Args:
-        draw: generator that samples seeds with replacement; None = use each seed once.
+    A claim is about the statistic of its id; see `STATISTICS`.
     """
-    log_flops, log_sizes, losses, outer = [], [], [], 0
-    for rows in _ordered(curves):
-        means, flops = [], []
-        for _, values in rows:
-            chosen = range(len(values)) if draw is None else draw.integers(0, len(values), len(values))
-            means.append(float(np.mean([values[i][1] for i in chosen])))
-            flops.append(float(np.mean([values[i][0] for i in chosen])))
-        size, loss, is_inner = optimal_size([parameters for parameters, _ in rows], means)
-        log_flops.append(math.log(float(np.mean(flops))))
-        log_sizes.append(size)
-        losses.append(loss)
-        outer += not is_inner
-    result = {"exponent": float(np.polyfit(log_flops, log_sizes, 1)[0]), "outer": float(outer), "error": math.nan}
-    if len(losses) > 2:
-        slope, level = np.polyfit(log_flops[:-1], np.log(losses[:-1]), 1)
-        result["error"] = float(losses[-1] - math.exp(slope * log_flops[-1] + level))
-    return result
+    fit = fit_scaling(registration, cells)
+    drafts = [
+        _Draft(claim=claim, reason=fit) if isinstance(fit, str) else STATISTICS[claim["id"]](claim, fit)
+        for claim in registration["claims"]
+    ]
+    if not drafts:
+        return []
+    adjusted = [
+        significance_tests.holm_adjusted(np.array([getattr(draft, name) for draft in drafts]))
+        for name in ("p", "p_margin", "p_opposite")
+    ]
+    seeds = 0 if isinstance(fit, str) else min(len(size.losses) for sizes in fit.budgets.values() for size in sizes)
+    changed = registration.get("changed") or ()
+    return [
+        _entry(draft, *(float(values[i]) for values in adjusted), claims=len(drafts), seeds=seeds)
+        | {"exploratory": draft.claim["id"] in changed}
+        for i, draft in enumerate(drafts)
+    ]
 
 
-def _ordered(curves: Curves) -> list[list[tuple[float, list[tuple[float, float]]]]]:
-    """Return the rows of each budget in the order of their sizes, the budgets in the order of their FLOPs."""
-    budgets = sorted(curves.values(), key=lambda rows: min(values[0][0] for _, values in rows.values()))
-    return [sorted(rows.values(), key=lambda row: row[0]) for rows in budgets]
-
-
-def _too_little(curves: Curves) -> str:
-    """Return why nothing can be fitted, "" if it can."""
-    fitted = [rows for rows in curves.values() if len(rows) >= FEWEST_SIZES]
-    if len(fitted) < max(FEWEST_BUDGETS, len(curves)):
-        return f"a fit needs {FEWEST_BUDGETS} budgets of {FEWEST_SIZES} sizes with results, each; there are {len(fitted)}"
-    seeds = min(len(values) for rows in curves.values() for _, values in rows.values())
-    return f"a bootstrap needs {FEWEST_SEEDS} seeds of each size; there is {seeds}" if seeds < FEWEST_SEEDS else ""
-
-
-def _judged(claim: Mapping[str, Any], curves: Curves, reason: str, draws: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    entry: dict[str, Any] = dict.fromkeys(("estimate", "bound", "p", "p_holm", "rho", "mde"))
-    entry |= {"id": claim["id"], "test": "bootstrap", "n": 0, "verdict": "not testable", "reason": reason}
-    if reason:
-        return entry
-    entry["n"] = min(len(values) for rows in curves.values() for _, values in rows.values())
-    estimate = fit_exponent(curves)
-    name, target, margin = {
-        "inner_minimum": ("outer", 0.0, 0.5),
-        "below_kaplan": ("exponent", 0.0, claim["margin"]),
-        "chinchilla": ("exponent", CHINCHILLA, claim["margin"]),
-        "prediction": ("error", 0.0, claim["margin"]),
-    }[claim["id"]]
-    if math.isnan(estimate[name]):
-        return entry | {"reason": "a prediction needs three budgets"}
-    if claim["id"] in NEEDS_MINIMA and estimate["outer"]:
-        what = f"at {estimate['outer']:.0f} of {len(curves)} budgets the best size is the smallest or the largest"
-        return entry | {"reason": f"{what}, so there is no optimum to fit"}
-    values = np.array([item[name] for item in draws])
-    # A draw without an optimum at some budget does not support a claim about the optima.
-    unfit = np.array([claim["id"] in NEEDS_MINIMA and item["outer"] > 0 for item in draws])
-    if claim["kind"] == "equivalent":
-        # The larger of two one-sided tests, by the share of draws beyond either margin.
-        p = max(_share((values >= target + margin) | unfit), _share((values <= target - margin) | unfit))
-        bound = float(np.quantile(abs(values - target), 1 - LEVEL))
-        beyond = bound > margin and min(np.quantile(abs(values - target), LEVEL), abs(estimate[name] - target)) > margin
+def _entry(draft: _Draft, p: float, p_margin: float, p_opposite: float, *, claims: int, seeds: int) -> dict[str, Any]:
+    claim, difference = draft.claim, draft.difference
+    is_equivalence = claim["kind"] == "equivalent"
+    estimate, bound, mde = draft.count, None, None
+    if not draft.testable:
+        verdict = "not testable"
+    elif p <= LEVEL:
+        verdict = "equivalent" if is_equivalence else "reproduced" if p_margin <= LEVEL else "direction only"
     else:
-        p, bound = _share((values >= margin) | unfit), float(np.quantile(values, 1 - LEVEL))
-        beyond = float(np.quantile(values, LEVEL)) > margin
-    holds = p <= LEVEL
-    verdict = (
-        ("equivalent" if claim["kind"] == "equivalent" else "reproduced") if holds else "contradicted" if beyond else "not shown"
-    )
-    low, high = np.quantile(values, (LEVEL, 1 - LEVEL))
-    text = f"{name} {estimate[name]:.3f}, 90% of {DRAWS:,} draws of seeds are from {low:.3f} to {high:.3f}"
-    return entry | {"estimate": estimate[name] - target, "bound": bound, "p": p, "verdict": verdict, "reason": text}
+        verdict = "contradicted" if p_opposite <= OPPOSITE_LEVEL else "not shown"
+    if difference is not None:
+        estimate, half = float(difference.value), float(difference.half_width(0.95))
+        sign = -1 if (verdict == "contradicted") != (claim["kind"] == "greater") else 1
+        bound = abs(estimate) + sign * half if is_equivalence else estimate + sign * half
+        mde = difference.detectable(LEVEL / claims, 0.9 if is_equivalence else 0.8)
+    decisive = p_opposite if verdict == "contradicted" else p
+    level = f"adjusted p {decisive:.2g}{' of the opposite' if verdict == 'contradicted' else ''}"
+    return {
+        "id": claim["id"],
+        "test": "fit",
+        "n": seeds if draft.testable else 0,
+        "estimate": estimate,
+        "bound": bound,
+        "p": draft.p if draft.testable else None,
+        "p_holm": p if draft.testable else None,
+        "p_opposite_holm": p_opposite if draft.testable else None,
+        "rho": None,
+        "mde": mde,
+        "verdict": verdict,
+        "reason": f"{draft.reason}; {level}" if draft.testable else draft.reason,
+    }
 
 
-def _share(beyond: Any) -> float:
-    """Return the share of draws that contradict a claim; never 0, since the number of draws is finite."""
-    return (1 + int(np.sum(beyond))) / (DRAWS + 1)
+def _inner_minima(claim: Mapping[str, Any], fit: ScalingFit) -> _Draft:
+    """Compare the number of budgets with an inner minimum with the margin, which is the number that is needed."""
+    needed, count = round(claim["margin"]), len(fit.inner_p)
+    p = float(isoflop_fit.partial_conjunction_p(fit.inner_p, needed))
+    # Fewer than `needed` have one if at least `count - needed + 1` have none.
+    opposite = float(isoflop_fit.partial_conjunction_p(fit.inner_opposite_p, count - needed + 1))
+    inner = int(fit.has_minimum.sum())
+    text = f"{inner} of {count} budgets have an inner minimum by a test at {LEVEL:.0%}, {needed} are needed"
+    return _Draft(claim=claim, reason=text, testable=True, p=p, p_margin=p, p_opposite=opposite, count=float(inner))
+
+
+def _exponent_claim(target: float, counting: Counting, claim: Mapping[str, Any], fit: ScalingFit) -> _Draft:
+    """Compare an exponent with a published one."""
+    exponent = fit.exponent(counting)
+    if exponent is None:
+        text = f"fewer than {FEWEST_BUDGETS} of {len(fit.budgets)} budgets have an inner minimum"
+        return _Draft(claim=claim, reason=f"{text}, so there are too few optima to fit")
+    low, high = exponent.interval()
+    text = f"exponent {exponent.value:.3f}, 95% interval {low:.3f} to {high:.3f} ({counting.label})"
+    return _compared(claim, exponent.minus(target), text)
+
+
+def _prediction(claim: Mapping[str, Any], fit: ScalingFit) -> _Draft:
+    """Compare the predicted and the measured loss of the held-out budget, by their ratio."""
+    if not fit.has_minimum[-1]:
+        return _Draft(claim=claim, reason=f"the held-out budget, {fit.held_out:g} FLOPs, has no inner minimum to predict")
+    error, of_sizes = fit.prediction
+    worst = max(of_sizes, key=abs)
+    text = f"at {fit.held_out:g} FLOPs the predicted optimal loss differs by {error.value:+.2%}, and that of a size by up to "
+    return _compared(claim, error, f"{text}{worst:+.2%}")
+
+
+def _compared(claim: Mapping[str, Any], difference: Estimate, text: str) -> _Draft:
+    margin = float(claim["margin"])
+    if claim["kind"] == "equivalent":
+        p = max(difference.p_below(margin), difference.p_above(-margin))
+        opposite = min(difference.p_below(-margin), difference.p_above(margin))
+        p_margin = p
+    else:
+        sign = 1 if claim["kind"] == "less" else -1
+        toward = dataclasses.replace(difference, value=sign * difference.value)
+        p, p_margin, opposite = toward.p_below(0.0), toward.p_below(-margin), toward.p_above(0.0)
+    values = {"p": float(p), "p_margin": float(p_margin), "p_opposite": float(opposite)}
+    return _Draft(claim=claim, reason=text, testable=True, difference=difference, **values)
+
+
+STATISTICS: Mapping[str, Callable[[Mapping[str, Any], ScalingFit], _Draft]] = {
+    "inner_minimum": _inner_minima,
+    "below_kaplan": functools.partial(_exponent_claim, KAPLAN_EXPONENT, KAPLAN),
+    "chinchilla": functools.partial(_exponent_claim, HOFFMANN_EXPONENT, HOFFMANN),
+    "prediction": _prediction,
+}
+"""Id of a claim -> the function that compares its statistic with its number."""

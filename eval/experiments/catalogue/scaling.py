@@ -7,26 +7,37 @@ from eval.experiments.catalogue._common import FRESH, smoke
 from eval.experiments.declaration import TEXT, Claim, Experiment, Flops, Kind, Options, Row, Stage, Tier
 
 KAPLAN, CHINCHILLA = "Kaplan et al. 2020", "Hoffmann et al. 2022, approach 2"
-SIZES = ((2, 64), (2, 96), (3, 128), (4, 192), (6, 256), (8, 320), (10, 384))
-"""(number of layers, width) of each model."""
+LAYERS = {8: 1, 16: 1, 24: 1, 32: 1, 48: 2, 64: 2, 80: 2, 96: 3, 128: 4, 192: 4}
+"""Width -> number of layers: 4,900, 11k, 19k, 29k, 80k, 131k, 195k, 381k, 852k and 1.9M parameters without positions."""
+RATES = {8: 2e-2, 16: 1.5e-2, 24: 1e-2, 32: 8e-3, 48: 6e-3, 64: 5e-3, 80: 4e-3, 96: 3e-3, 128: 2e-3, 192: 1.5e-3}
+"""Width -> peak learning rate of AdamW. A rate that suits some sizes only would move the minima (Porian et al. 2024)."""
 BUDGETS = {
-    "1e11": (0, 1, 2),
-    "1e12": (0, 1, 2, 3),
-    "3e12": (1, 2, 3, 4),
-    "1e13": (2, 3, 4, 5),
-    "3e13": (2, 3, 4, 5),
-    "1e14": (3, 4, 5, 6),
+    "1e10": (8, 16, 24, 32),
+    "2e11": (8, 16, 24, 32, 48),
+    "5e11": (8, 16, 32, 48, 64),
+    "1.5e12": (16, 32, 48, 64, 80),
+    "5e12": (24, 32, 48, 80, 96),
+    "1.5e13": (32, 48, 80, 96, 128),
+    "5e13": (48, 80, 96, 128, 192),
 }
-"""FLOPs of a run -> the sizes that are trained at that budget, by their place."""
+"""FLOPs of a run -> the widths that are trained at that budget: two below and two above the expected minimum."""
+NANO, NIGHT = ("2e11", "5e11", "1.5e12", "5e12"), ("1.5e12", "5e12", "1.5e13", "5e13")
+"""Budgets of the tiers; the last one is held out of the fit that predicts its loss."""
 
 
 def scaling() -> Experiment:
     """Return the experiment: for each budget in FLOPs, models of several sizes; the judge fits the optimal size."""
     rows = [
-        Row(name=_name(budget, place), label=f"{budget} FLOPs, {_words(place)}", overrides=_options(budget, place), group=budget)
-        for budget, places in BUDGETS.items()
-        for place in places
+        Row(name=_name(budget, width), label=f"{budget} FLOPs, {_words(width)}", overrides=_options(budget, width), group=budget)
+        for budget, widths in BUDGETS.items()
+        for width in widths
     ]
+    stage = {**TEXT, "optim.name": "adamw", "optim.warmup": 0.1, "data.length": 128, "data.batch": 8, "log.samples": 0}
+    # A vocabulary of 512 is learned within the smallest budget, and every size has the same share of positions in its rows.
+    stage |= {"model.vocab": 512, "tokenizer.vocab": 512, "model.context": 128}
+    # Few texts are read more than once, and dropout costs the smallest models most.
+    stage |= {"model.dropout": 0.0, "model.embedding_dropout": 0.0}
+    rare: Options = {"log.every": 50, "log.validate_every": 500, "checkpoint.every": 5_000}
     return Experiment(
         name="scaling",
         question="How large should a model be for a given number of FLOPs?",
@@ -34,58 +45,59 @@ def scaling() -> Experiment:
         scale="GPT of {parameters} parameters and up to {tokens} tokens; the papers: up to 16B parameters and 500B tokens",
         rows=(*rows, Row(name="fresh", label="fresh parameters (control)", overrides=FRESH, group="control")),
         control="fresh",
-        stages=(
-            Stage(name="train", recipe="gpt-nano", overrides={**TEXT, "optim.name": "adamw", "optim.warmup": 0.1}, seconds=15.0),
-        ),
+        stages=(Stage(name="train", recipe="gpt-nano", overrides=stage, seconds=10.0),),
         budget="flops",
-        claims=(
-            _claim(
-                "inner_minimum",
-                "At every budget the best size is neither the smallest nor the largest.",
-                "less",
-                0.01,
-                CHINCHILLA,
-            ),
-            _claim(
-                "below_kaplan",
-                "The optimal number of parameters grows more slowly than C to the power of 0.73.",
-                "less",
-                0.73,
-                f"{KAPLAN}: 0.73, against which {CHINCHILLA} argues",
-                -0.24,
-            ),
-            _claim(
-                "chinchilla",
-                "The exponent of the optimal number of parameters is 0.5, within 0.1.",
-                "equivalent",
-                0.1,
-                f"{CHINCHILLA}: 0.49",
-                -0.01,
-            ),
-            _claim(
-                "prediction",
-                "The smaller budgets predict the loss of the largest one, within 0.03 nats.",
-                "equivalent",
-                0.03,
-                "the use that both papers make of their fits",
-            ),
-        ),
+        claims=_claims(),
         tiers={
-            "smoke": smoke(
-                *_rows_of("1e11"),
-                "fresh",
-                train={"data.length": 64, "data.batch": 4, "model.vocab": 1000, "tokenizer.vocab": 1000, "log.samples": 0},
-            ),
-            "nano": Tier(rows=(*_rows_of("1e12", "3e12", "1e13"), "fresh"), overrides={"train": _data()}),
-            "night": Tier(rows=(*_rows_of("3e12", "1e13", "3e13", "1e14"), "fresh"), overrides={"train": _data()}),
+            "smoke": smoke(*_rows_of("1e10"), "fresh"),
+            "nano": Tier(rows=(*_rows_of(*NANO), "fresh"), overrides={"train": rare}),
+            "night": Tier(rows=(*_rows_of(*NIGHT), "fresh"), overrides={"train": rare}),
         },
         forecast={
-            "inner_minimum": "Clear minima: the loss has a standard deviation of 0.01 to 0.02 nats.",
-            "below_kaplan": "Not shown in nano, where the interval of the exponent is wide; open in night.",
-            "chinchilla": "Not shown: the interval is wider than 0.1.",
-            "prediction": "Open.",
+            "inner_minimum": "Reproduced. A pilot with one rate for all sizes had its minimum at the smallest size for 1e11 "
+            "FLOPs, and at 29k parameters for 5e11, 0.05 bits per byte below the next size.",
+            "below_kaplan": "Reproduced by a little, or direction only. Embeddings and the last layer are most of the small "
+            "sizes, so the exponent without them is higher than with them: 0.6 to 0.7.",
+            "chinchilla": "Not shown. The exponent with all parameters is between 0.45 and 0.65 (0.6 from 11k at 1e11 to 29k at "
+            "5e11), and its interval about 0.1 wide, so that only one below 0.55 can be shown to be within the margin.",
+            "prediction": "Equivalent. The optimal loss falls by about 5% from budget to budget, and a fit to three of them "
+            "misses a fifth of that at most.",
         },
         judge=scaling_fit.judge_scaling_claims,
+    )
+
+
+def _claims() -> tuple[Claim, ...]:
+    return (
+        _claim(
+            "inner_minimum",
+            "At three or more of the budgets the best size is neither the smallest nor the largest.",
+            "greater",
+            3.0,
+            CHINCHILLA,
+        ),
+        _claim(
+            "below_kaplan",
+            "By Kaplan's counting, the optimal number of parameters grows more slowly than C to the power of 0.73.",
+            "less",
+            0.05,
+            f"{KAPLAN}: 0.73, against which {CHINCHILLA} argues",
+        ),
+        _claim(
+            "chinchilla",
+            "By Hoffmann's counting, the exponent of the optimal number of parameters is 0.5, within 0.1.",
+            "equivalent",
+            0.1,
+            f"{CHINCHILLA}: 0.49",
+            -0.01,
+        ),
+        _claim(
+            "prediction",
+            "The smaller budgets predict the optimal loss of the largest one, within 2%.",
+            "equivalent",
+            0.02,
+            "the use that both papers make of their fits",
+        ),
     )
 
 
@@ -95,25 +107,20 @@ def _claim(name: str, text: str, kind: Kind, margin: float, source: str, differe
     return Claim(id=name, text=text, kind=kind, margin=margin, source=source, **fields)
 
 
-def _name(budget: str, place: int) -> str:
-    return f"c{budget}-l{SIZES[place][0]}w{SIZES[place][1]}"
+def _name(budget: str, width: int) -> str:
+    return f"c{budget}-l{LAYERS[width]}w{width}"
 
 
-def _words(place: int) -> str:
-    return f"{SIZES[place][0]} layers of width {SIZES[place][1]}"
+def _words(width: int) -> str:
+    return f"{LAYERS[width]} layer{'s' * (LAYERS[width] > 1)} of width {width}"
 
 
 def _rows_of(*budgets: str) -> tuple[str, ...]:
-    return tuple(_name(budget, place) for budget in budgets for place in BUDGETS[budget])
+    return tuple(_name(budget, width) for budget in budgets for width in BUDGETS[budget])
 
 
-def _options(budget: str, place: int) -> Options:
-    layers, width = SIZES[place]
-    # The rate falls with the width, as for AdamW with fixed initialization (Yang et al. 2021).
-    sizes = {"model.layers": layers, "model.width": width, "model.heads": width // 32, "model.ffn": 4 * width}
-    return {**sizes, "optim.lr": round(1e-3 * 192 / width, 6), "steps": Flops(float(budget))}
-
-
-def _data() -> Options:
-    """Return the options of rows short enough for a smooth choice of steps: 1,024 tokens a step."""
-    return {"data.length": 128, "data.batch": 8, "model.vocab": 2048, "tokenizer.vocab": 2048, "log.samples": 0}
+def _options(budget: str, width: int) -> Options:
+    # The inner width of attention is that of the model, as in the papers; the smallest models have heads of 8.
+    head = 16 if width % 16 == 0 else 8
+    sizes = {"model.layers": LAYERS[width], "model.width": width, "model.head": head, "model.heads": width // head}
+    return {**sizes, "model.ffn": 4 * width, "optim.lr": RATES[width], "steps": Flops(float(budget))}

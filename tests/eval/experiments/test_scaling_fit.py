@@ -1,75 +1,151 @@
-"""The fit of optimal sizes: exponents that are put into synthetic losses come out again."""
+"""The judge of `scaling`: verdicts on synthetic grids whose exponent, minima and law are known."""
 
 from typing import Any
 
 import numpy as np
 import pytest
 
-from eval.experiments import catalogue
 from eval.experiments.analysis import scaling_fit
+from eval.experiments.analysis.scaling_runs import COUNTINGS, HOFFMANN, KAPLAN, count_parameters, read_scaling_runs
+from tests.support.scaling_grids import loss_with_optimum, scaling_result
 
-BUDGETS = (1e12, 1e13, 1e14)
-VOCAB = 2048
+EVEN = loss_with_optimum(0.34, 0.34)
+"""A loss with the exponent 0.5."""
 
 
-def synthetic(alpha: float, beta: float, *, noise: float = 1e-4, seeds: int = 3) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return a registration and cells with the losses 2 + A N^-alpha + B D^-beta, the best size of each budget in the middle."""
-    rng = np.random.default_rng(0)
-    rows, cells = [{"name": "fresh", "label": "", "stages": {}}], []
-    for budget in BUDGETS:
-        best = 1e5 * (budget / BUDGETS[0]) ** (beta / (alpha + beta))
-        for factor in (0.25, 0.5, 1.0, 2.0, 4.0):
-            # One layer of a real-valued width has this many parameters.
-            roots = np.roots([12.0, VOCAB, -best * factor])
-            width = float(roots[roots > 0][0].real)
-            name = f"c{budget:g}-{factor:g}"
-            options = {"model.layers": 1, "model.width": width, "model.vocab": VOCAB}
-            rows.append({"name": name, "label": name, "stages": {"train": {"options": options}}})
-            size = best * factor
-            data, scale = budget / size, budget / best
-            for seed in range(seeds):
-                loss = 2 + (size / best) ** -alpha / alpha + (data / scale) ** -beta / beta + noise * rng.normal()
-                # Without it the smallest loss would be the same at all budgets.
-                loss *= (budget / BUDGETS[0]) ** -0.05
-                scored = {"stage": "train", "status": "done", "scores": {"loss": loss}, "costs": {"flops": budget}}
-                cells.append({"row": name, "seed": seed, **scored})
-    claims = [vars(claim) for claim in catalogue.find_experiment("scaling").claims]
-    return {"rows": rows, "control": "fresh", "claims": claims, "seeds": list(range(seeds)), "changed": []}, cells
+def verdicts(*result: Any) -> list[str]:
+    return [entry["verdict"] for entry in scaling_fit.judge_scaling_claims(*result)]
 
 
 @pytest.mark.parametrize(
-    ("alpha", "beta", "verdicts"),
+    ("alpha", "beta", "expected"),
     [
-        (0.3, 0.3, ["reproduced", "reproduced", "equivalent", "equivalent"]),
+        (0.34, 0.34, ["reproduced", "reproduced", "equivalent", "equivalent"]),
+        # 0.7: below 0.73 by less than the margin, and beyond 0.5 +- 0.1.
+        (0.15, 0.35, ["reproduced", "direction only", "contradicted", "equivalent"]),
         pytest.param(0.1, 0.4, ["reproduced", "contradicted", "contradicted", "equivalent"], marks=pytest.mark.planted),
+        pytest.param(0.2, 0.3, ["reproduced", "reproduced", "not shown", "equivalent"], id="at the margin"),
     ],
 )
-def test_the_exponent_of_synthetic_losses_is_recovered(
-    alpha: float, beta: float, verdicts: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scaling_fit, "DRAWS", 150)
-    registration, cells = synthetic(alpha, beta)
-    curves = scaling_fit.read_curves(registration, cells)
-    assert scaling_fit.fit_exponent(curves)["exponent"] == pytest.approx(beta / (alpha + beta), abs=0.02)
-    assert [entry["verdict"] for entry in scaling_fit.judge_scaling_claims(registration, cells)] == verdicts
+def test_the_exponent_of_synthetic_losses_is_judged(alpha: float, beta: float, expected: list[str]) -> None:
+    result = scaling_result(loss_with_optimum(alpha, beta), noise=0.003)
+    assert verdicts(*result) == expected
+    fit = scaling_fit.fit_scaling(*result)
+    assert not isinstance(fit, str)
+    exponent = fit.exponent(HOFFMANN)
+    assert exponent is not None and exponent.value == pytest.approx(beta / (alpha + beta), abs=0.02)
+    low, high = exponent.interval()
+    assert low < beta / (alpha + beta) < high and high - low < 0.25
 
 
-def test_too_few_seeds_or_sizes_are_not_testable() -> None:
-    for registration, cells in (synthetic(0.3, 0.3, seeds=1), (synthetic(0.3, 0.3)[0], [])):
-        entries = scaling_fit.judge_scaling_claims(registration, cells)
-        assert {entry["verdict"] for entry in entries} == {"not testable"} and all(entry["reason"] for entry in entries)
+def test_a_single_seed_is_judged_by_the_residuals_of_the_parabolas() -> None:
+    entries = scaling_fit.judge_scaling_claims(*scaling_result(EVEN, noise=0.002, seeds=1))
+    assert [entry["verdict"] for entry in entries] == ["reproduced", "reproduced", "equivalent", "equivalent"]
+    assert {entry["n"] for entry in entries} == {1}
 
 
 @pytest.mark.planted
-@pytest.mark.parametrize("budgets", [1, 3])
-def test_an_exponent_of_sizes_that_are_no_optima_is_not_testable(budgets: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the smallest size is the best one at some budgets, the exponent is a property of the grid of sizes."""
-    monkeypatch.setattr(scaling_fit, "DRAWS", 150)
-    registration, cells = synthetic(0.3, 0.3)
-    smallest = [f"c{budget:g}-0.25" for budget in BUDGETS[:budgets]]
-    for cell in (cell for cell in cells if cell["row"] in smallest):
-        cell["scores"] = {"loss": cell["scores"]["loss"] - 5}
-    minimum, *others = scaling_fit.judge_scaling_claims(registration, cells)
-    assert minimum["verdict"] == "contradicted" and {entry["verdict"] for entry in others} == {"not testable"}
-    expected = f"at {budgets} of 3 budgets the best size is the smallest or the largest, so there is no optimum to fit"
-    assert {entry["reason"] for entry in others} == {expected}
+@pytest.mark.parametrize(("factor", "verdict"), [(1.05, "contradicted"), (0.95, "contradicted"), (1.0202, "not shown")])
+def test_another_law_at_the_held_out_budget_is_detected(factor: float, verdict: str) -> None:
+    result = scaling_result(EVEN, noise=0.005, held_out_factor=factor)
+    *others, prediction = scaling_fit.judge_scaling_claims(*result)
+    assert prediction["verdict"] == verdict
+    assert prediction["estimate"] == pytest.approx(-np.log(factor), abs=0.006)
+    assert [entry["verdict"] for entry in others] == ["reproduced", "reproduced", "equivalent"]
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("budgets", [1, 2, 4])
+def test_sizes_that_are_best_at_an_end_are_no_optima(budgets: int) -> None:
+    """An exponent of such sizes would be a property of the grid."""
+    registration, cells = scaling_result(EVEN, noise=0.003)
+    names = sorted({cell["row"] for cell in cells} - {"fresh"}, key=lambda name: (float(name[1:].split("-n")[0]), name))
+    by_budget: dict[str, list[str]] = {}
+    for name in names:
+        by_budget.setdefault(name.partition("-")[0], []).append(name)
+    for of_budget in list(by_budget.values())[:budgets]:
+        order = sorted(of_budget, key=lambda name: float(name.partition("-n")[2]))
+        for place, name in enumerate(order):
+            for cell in (cell for cell in cells if cell["row"] == name):
+                cell["scores"] = {"loss": 2.5 + 0.1 * place + 0.001 * cell["seed"]}
+    minimum, kaplan, hoffmann, prediction = scaling_fit.judge_scaling_claims(registration, cells)
+    assert minimum["verdict"] == ("reproduced" if budgets == 1 else "contradicted")
+    assert minimum["estimate"] == 4 - budgets
+    if budgets == 1:
+        assert hoffmann["verdict"] == "equivalent"
+    else:
+        assert {kaplan["verdict"], hoffmann["verdict"]} == {"not testable"}
+        assert "fewer than 3 of 4 budgets have an inner minimum" in kaplan["reason"]
+    assert (prediction["verdict"] == "not testable") == (budgets == 4)
+
+
+def test_grids_that_cannot_be_fitted_are_not_testable() -> None:
+    registration, cells = scaling_result(EVEN)
+    first = next(cell["row"] for cell in cells if cell["row"] != "fresh")
+    budget = first.partition("-")[0]
+    few = [cell for cell in cells if not cell["row"].startswith(f"{budget}-") or cell["row"] == first]
+    no_control = [cell for cell in cells if cell["row"] != "fresh"]
+    stuck = [cell | {"scores": {"loss": 7.0}} if cell["row"] == first else cell for cell in cells]
+    for changed, reason in (
+        ([], "4 sizes with results at every budget"),
+        (few, "2e+11 FLOPs lack them"),
+        (no_control, "the control row, fresh, has no train/loss"),
+        (stuck, f"{first} is not better than the control row"),
+    ):
+        entries = scaling_fit.judge_scaling_claims(registration, changed)
+        assert {entry["verdict"] for entry in entries} == {"not testable"}
+        assert all(reason in entry["reason"] and entry["p"] is None for entry in entries)
+
+
+@pytest.mark.planted
+def test_claims_that_are_not_testable_count_in_the_correction() -> None:
+    """Leaving them out would adjust by the number of testable claims alone."""
+    registration, cells = scaling_result(EVEN, noise=0.01)
+    fit = scaling_fit.fit_scaling(registration, cells)
+    assert not isinstance(fit, str)
+    entries = scaling_fit.judge_scaling_claims(registration, cells)
+    p = sorted(entry["p"] for entry in entries)
+    assert min(entry["p_holm"] for entry in entries) == pytest.approx(4 * p[0])
+    # Without a minimum at the held-out budget, the prediction is not testable, and three claims remain.
+    for cell in (cell for cell in cells if cell["row"].startswith("c5e+12")):
+        size = float(cell["row"].partition("-n")[2])
+        cell["scores"] = {"loss": 2.2 + 0.01 * np.log(size) + 0.001 * cell["seed"]}
+    *testable, prediction = scaling_fit.judge_scaling_claims(registration, cells)
+    assert prediction["verdict"] == "not testable" and prediction["p_holm"] is None
+    assert min(entry["p_holm"] for entry in testable) == pytest.approx(4 * min(entry["p"] for entry in testable))
+
+
+def test_a_claim_that_was_changed_is_exploratory() -> None:
+    registration, cells = scaling_result(EVEN)
+    entries = scaling_fit.judge_scaling_claims(registration | {"changed": ["chinchilla"]}, cells)
+    assert [entry["exploratory"] for entry in entries] == [False, False, True, False]
+
+
+def test_parameters_are_counted_with_and_without_embeddings() -> None:
+    options = {"model.layers": 2, "model.width": 48, "model.ffn": 192, "model.vocab": 512, "model.context": 128}
+    assert count_parameters({"recipe": "gpt-nano", "options": options}) == (12 * 2 * 48**2, 640 * 48)
+    assert count_parameters({"recipe": "xlnet-nano", "options": options})[0] == 13 * 2 * 48**2
+    decoder = options | {"model.decoder_layers": 2}
+    assert count_parameters({"recipe": "t5-nano", "options": decoder})[0] == (12 + 16) * 2 * 48**2
+
+
+@pytest.mark.planted
+def test_the_counting_changes_the_exponent() -> None:
+    """With a fixed vocabulary, embeddings are most of the small models, so Kaplan's exponent is above Hoffmann's."""
+    registration, cells = scaling_result(EVEN, noise=0.0005)
+    for row in registration["rows"][1:]:
+        options = row["stages"]["train"]["options"]
+        size = float(row["name"].partition("-n")[2])
+        # 4 D^2 + 512 D = N
+        options["model.width"] = (-512 + np.sqrt(512**2 + 16 * size)) / 8
+        options["model.vocab"] = 512
+    fit = scaling_fit.fit_scaling(registration, cells)
+    assert not isinstance(fit, str)
+    exponents = [fit.exponent(counting) for counting in COUNTINGS]
+    values = [float(exponent.value) for exponent in exponents if exponent is not None]
+    assert len(values) == 4 and values[0] == pytest.approx(0.5, abs=0.02)
+    assert values[COUNTINGS.index(KAPLAN)] > values[0] + 0.1 and len(set(values)) == 4
+    (first, *_), *_ = read_scaling_runs(registration, cells).values()
+    assert first.head_flops < first.flops and first.layer_parameters + first.embedding_parameters == pytest.approx(
+        first.parameters
+    )
