@@ -100,22 +100,34 @@ class ScalingFit:
         return self.noise.of(*isoflop_fit.fit_exponent(log_flops, parabolas, [bool(item) for item in use]))
 
     @functools.cached_property
-    def prediction(self) -> tuple[Estimate, list[float]]:
-        """Return the relative error of the predicted loss at the optimum of the held-out budget, and of the loss of each size.
+    def lower_loss(self) -> ParametricLoss:
+        """Return the fit to the runs of all budgets but the held-out one."""
+        return fit_sizes(self._lower_sizes)
+
+    @property
+    def _lower_sizes(self) -> list[SizeRuns]:
+        return [size for budget, sizes in self.budgets.items() if budget != self.held_out for size in sizes]
+
+    def size_errors(self) -> Array:
+        """Return the relative error of the predicted loss of each size of the held-out budget."""
+        sizes = self.budgets[self.held_out]
+        return self.lower_loss(*_sizes_and_tokens(sizes)) / _means(sizes) - 1
+
+    def prediction_error(self) -> Estimate | None:
+        """Return the log of predicted over measured loss at the optimum of the held-out budget; None without such an optimum.
 
         Prediction and measurement are the minima of parabolas over the same sizes.
         """
-        *lower, measured = self.budgets.values()
-        fitted_sizes = [size for sizes in lower for size in sizes]
-        loss = fit_sizes(fitted_sizes)
-        losses = loss(*_sizes_and_tokens(measured))
-        predicted = isoflop_fit.fit_parabola(Curve(log_sizes=HOFFMANN.curve(measured, loss)[1].log_sizes, means=losses))
-        observed = self.parabolas[-1]
-        of_logs = prediction_weights(loss, _sizes_and_tokens(fitted_sizes), _sizes_and_tokens(measured))  # [measured, fitted]
-        of_fitted = (predicted.loss_weights * losses / predicted.loss) @ of_logs / _means(fitted_sizes)
-        weights = np.concatenate([of_fitted, -observed.loss_weights / observed.loss])
-        error = self.noise.of(math.log(predicted.loss / observed.loss), weights)
-        return error, [float(value) for value in losses / _means(measured) - 1]
+        sizes, observed = self.budgets[self.held_out], self.parabolas[-1]
+        losses = self.lower_loss(*_sizes_and_tokens(sizes))
+        predicted = isoflop_fit.fit_parabola(Curve(log_sizes=HOFFMANN.curve(sizes, self.lower_loss)[1].log_sizes, means=losses))
+        if not self.has_minimum[-1] or predicted.coefficients[0] <= 0:
+            return None
+        lower = self._lower_sizes
+        of_logs = prediction_weights(self.lower_loss, _sizes_and_tokens(lower), _sizes_and_tokens(sizes))  # [sizes, lower]
+        of_lower = (predicted.loss_weights * losses / predicted.loss) @ of_logs / _means(lower)
+        weights = np.concatenate([of_lower, -observed.loss_weights / observed.loss])
+        return self.noise.of(math.log(predicted.loss / observed.loss), weights)
 
 
 def fit_sizes(sizes: Sequence[SizeRuns]) -> ParametricLoss:
@@ -269,10 +281,11 @@ def _exponent_claim(target: float, counting: Counting, claim: Mapping[str, Any],
 
 def _prediction(claim: Mapping[str, Any], fit: ScalingFit) -> _Draft:
     """Compare the predicted and the measured loss of the held-out budget, by their ratio."""
-    if not fit.has_minimum[-1]:
-        return _Draft(claim=claim, reason=f"the held-out budget, {fit.held_out:g} FLOPs, has no inner minimum to predict")
-    error, of_sizes = fit.prediction
-    worst = max(of_sizes, key=abs)
+    error = fit.prediction_error()
+    if error is None:
+        what = "the fit to the other budgets has no optimum" if fit.has_minimum[-1] else "there is no inner minimum to predict"
+        return _Draft(claim=claim, reason=f"{what} at the held-out budget, {fit.held_out:g} FLOPs")
+    worst = max(fit.size_errors(), key=abs)
     text = f"at {fit.held_out:g} FLOPs the predicted optimal loss differs by {error.value:+.2%}, and that of a size by up to "
     return _compared(claim, error, f"{text}{worst:+.2%}")
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eval.experiments.analysis.verdicts import claim_references
-from eval.experiments.page import experiment_charts, experiment_tables, seed_charts
+from eval.experiments.page import experiment_charts, experiment_tables, scaling_charts, seed_charts
 from eval.experiments.page.experiment_tables import Result
 from eval.pages import markdown_page
 from eval.pages.html_page import Block, Plots, Prose, Verdict, Verdicts, render_page
@@ -24,9 +24,11 @@ RULE = (
 )
 
 FIT_RULE = (
-    "A claim about the fit holds if at most 5% of 1,000 draws of the seeds speak against it, after Holm's correction, and is "
-    "contradicted if 95% do. No budget may lack an inner minimum for the first claim to hold; the others, which are about the "
-    "optima, are not testable if one does."
+    "Claims about a fit are judged at the same levels, with Holm's correction over all of them: a claim holds at 4%, beyond its "
+    "margin or else in its direction only, and is contradicted at 1%. Errors are those of Student's t, from the noise of the "
+    "seeds (of a cell the larger of its own and the pooled variance) and the lack of fit of the parabolas, carried to the "
+    "exponent by its derivatives. A budget has an inner minimum if its parabola falls at the smallest size and rises at the "
+    "largest, both at 4%."
 )
 SEEDS = (
     "Every dot is a run; seeds are in the same order from top to bottom in all rows. What is far outside is named at the edge."
@@ -108,7 +110,7 @@ def _numbers(claim: Mapping[str, Any]) -> list[str]:
 
 def _sections(result: Result) -> dict[str, list[Block]]:
     """Return the sections of both forms of the page."""
-    bootstrap = any(claim.get("test") == "bootstrap" for claim in result.get("claims") or ())
+    is_fit = any(claim.get("test") == "fit" for claim in result.get("claims") or ())
     paper, floors = (_sources(result.get(name) or ()) for name in ("paper", "floors"))
     published = f"Paper: {paper}. Its numbers are of other sizes, data and metrics, and share no axis with those here."
     measured_once = experiment_charts.metrics_without_curves(result)
@@ -122,12 +124,13 @@ def _sections(result: Result) -> dict[str, list[Block]]:
             Plots(seed_charts.seed_strips(result), SEEDS),
             Plots(seed_charts.difference_plots(result), DIFFERENCES),
         ],
+        "Optimal sizes": scaling_charts.scaling_blocks(result),
         "Curves": [
             Plots(experiment_charts.judged_curves(result), CURVES),
             f"Measured at the end of the runs alone: {'; '.join(measured_once)}." if measured_once else "",
         ],
         "Curves of other losses": [Plots(experiment_charts.other_curves(result), f"{OTHER_CURVES} {CURVES}")],
-        "Claims": [FIT_RULE if bootstrap else RULE, experiment_tables.claims_table(result), _forecasts(result)],
+        "Claims": [FIT_RULE if is_fit else RULE, experiment_tables.claims_table(result), _forecasts(result)],
         "Pilot": [experiment_tables.pilot_table(result)],
         "Costs of a seed": [experiment_tables.costs_table(result)],
         "What differs": [

@@ -1,0 +1,123 @@
+"""Charts and tables of a scaling experiment: curves of equal FLOPs, optimal sizes, exponents and predictions."""
+
+from typing import Any
+
+import numpy as np
+
+from eval.experiments.analysis.scaling_fit import ScalingFit, fit_scaling
+from eval.experiments.analysis.scaling_runs import COUNTINGS, HOFFMANN, KAPLAN
+from eval.experiments.analysis.seed_values import find_seed_metric
+from eval.experiments.page.experiment_charts import COLOURS
+from eval.experiments.page.experiment_tables import Result
+from eval.pages.charts import INK, ONE, TWO, Figure, format_thousands
+from eval.pages.html_page import Block, LinedTable, Plots
+
+NOTE = (
+    "Dots are seeds, lines the parabolas over log N, and crosses their minima. A parabola without a cross has no inner minimum "
+    "by the test. The largest budget is held out of the fit that predicts its loss."
+)
+COUNTING_NOTE = (
+    "Runs of a budget have equal FLOPs with the last layer. For a counting without it, their losses are moved to equal FLOPs by "
+    "the parametric fit."
+)
+
+
+def scaling_blocks(result: Result) -> list[Block]:
+    """Return the figures and tables of a result that is judged by fits; none for others, and for too few runs."""
+    if not any(claim.get("test") == "fit" for claim in result.get("claims") or ()):
+        return []
+    fit = fit_scaling(result["registration"], result["cells"])
+    if isinstance(fit, str):
+        return []
+    label = find_seed_metric(result["registration"]["claims"][0]["metric"]).label
+    figures = Plots([isoflop_figure(fit, label), optimum_figure(fit)], NOTE)
+    return [figures, exponent_table(fit), COUNTING_NOTE, prediction_table(fit)]
+
+
+def isoflop_figure(fit: ScalingFit, label: str) -> Figure:
+    """Return the losses over N, by Hoffmann's counting, with the parabola and the minimum of each budget."""
+    _, curves, parabolas = fit.counted(HOFFMANN)
+    kinds = dict(zip(fit.budgets, (list(COLOURS) * len(fit.budgets))[: len(fit.budgets)], strict=True))
+
+    def draw(axes: Any) -> None:
+        for sizes, curve, parabola, kind, inner in zip(
+            fit.budgets.values(), curves, parabolas, kinds.values(), fit.has_minimum, strict=True
+        ):
+            colour = COLOURS[kind]
+            for size, place in zip(sizes, np.exp(curve.log_sizes), strict=True):
+                axes.plot([place] * len(size.losses), size.losses, "o", color=colour, markersize=3.5, alpha=0.7)
+            x = np.linspace(curve.log_sizes[0], curve.log_sizes[-1], 60)
+            axes.plot(np.exp(x), np.polyval(parabola.coefficients, x - parabola.center), color=colour)
+            if inner:
+                axes.plot(np.exp(parabola.minimum), parabola.loss, "x", color=INK, markersize=8)
+        _log_axis(axes, "parameters with embeddings")
+
+    minima = [
+        f"{budget:g} FLOPs: {np.exp(parabola.minimum):,.0f} parameters, {label} {parabola.loss:.4g}"
+        if inner
+        else f"{budget:g} FLOPs: no inner minimum"
+        for budget, parabola, inner in zip(fit.budgets, parabolas, fit.has_minimum, strict=True)
+    ]
+    keys = {f"{budget:g} FLOPs{', held out' if budget == fit.held_out else ''}": kind for budget, kind in kinds.items()}
+    return Figure(f"{label} over parameters at equal FLOPs", draw, f"Curves of equal FLOPs. {'; '.join(minima)}", keys)
+
+
+def optimum_figure(fit: ScalingFit) -> Figure:
+    """Return the optimal N over C by both countings, with lines of the fitted exponents."""
+    drawn = [(fit.counted(counting), fit.exponent(counting), counting) for counting in (HOFFMANN, KAPLAN)]
+
+    def draw(axes: Any) -> None:
+        for ((log_flops, curves, parabolas), exponent, _), colour in zip(drawn, (ONE, TWO), strict=True):
+            inside = [
+                inner and curve.log_sizes[0] < parabola.minimum < curve.log_sizes[-1]
+                for inner, curve, parabola in zip(fit.has_minimum, curves, parabolas, strict=True)
+            ]
+            x, y = (np.array(values)[np.array(inside)] for values in (log_flops, [parabola.minimum for parabola in parabolas]))
+            axes.plot(np.exp(x), np.exp(y), "o", color=colour)
+            if exponent is not None:
+                axes.plot(np.exp(x), np.exp(y.mean() + exponent.value * (x - x.mean())), color=colour)
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_formatter(lambda *_: "")
+        axes.yaxis.set_major_formatter(format_thousands)
+        axes.set_ylabel("optimal parameters")
+        _log_axis(axes, "training FLOPs")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0e}".replace("e+", "e"))
+
+    words = "; ".join(
+        f"{counting.label}: {'no exponent' if exponent is None else f'exponent {exponent.value:.3f}'}"
+        for _, exponent, counting in drawn
+    )
+    keys = {"Hoffmann's counting": "one", "Kaplan's counting": "two"}
+    return Figure("Optimal parameters over FLOPs", draw, f"Optimal sizes. {words}", keys)
+
+
+def _log_axis(axes: Any, title: str) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_formatter(lambda *_: "")
+    axes.xaxis.set_major_formatter(format_thousands)
+    axes.set_xlabel(title)
+
+
+def exponent_table(fit: ScalingFit) -> LinedTable:
+    """Return the exponent of N_opt over C by each way of counting, and that of the parametric loss."""
+    rows = []
+    for counting in COUNTINGS:
+        exponent, name = fit.exponent(counting), {HOFFMANN: "Hoffmann", KAPLAN: "Kaplan"}.get(counting, "")
+        cells = ["no inner minima", "-", "-"]
+        if exponent is not None:
+            low, high = exponent.interval()
+            cells = [f"{exponent.value:.3f}", f"{low:.3f} to {high:.3f}", f"{exponent.degrees:.0f}"]
+        rows.append([[counting.label, *([name] if name else [])], *([cell] for cell in cells)])
+    loss = fit.loss
+    law = f"L = {loss.E:.3g} + {loss.A:.3g} / N^{loss.alpha:.3f} + {loss.B:.3g} / D^{loss.beta:.3f}"
+    rows.append([["parametric loss, N with embeddings, C = 6 N D", law], [f"{loss.exponent:.3f}"], ["-"], ["-"]])
+    return LinedTable(head=["Exponent of the optimal N over C", "Exponent", "95% interval", "Degrees of freedom"], rows=rows)
+
+
+def prediction_table(fit: ScalingFit) -> LinedTable:
+    """Return the predicted and the measured loss of each size at the held-out budget."""
+    rows = [
+        [[size.row], [f"{np.mean(size.losses):.4f}"], [f"{np.mean(size.losses) * (1 + error):.4f}"], [f"{error:+.2%}"]]
+        for size, error in zip(fit.budgets[fit.held_out], fit.size_errors(), strict=True)
+    ]
+    return LinedTable(head=[f"{fit.held_out:g} FLOPs, held out", "Measured", "Predicted", "Error"], rows=rows)
