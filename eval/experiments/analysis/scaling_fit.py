@@ -193,8 +193,6 @@ class _Draft:
     p_opposite: float = 1.0
     difference: Estimate | None = None
     """Of the estimate and the number that it is compared with."""
-    count: float | None = None
-    """An estimate without an error."""
 
 
 def judge_scaling_claims(
@@ -227,7 +225,7 @@ def judge_scaling_claims(
 def _entry(draft: _Draft, p: float, p_margin: float, p_opposite: float, *, claims: int, seeds: int) -> dict[str, Any]:
     claim, difference = draft.claim, draft.difference
     is_equivalence = claim["kind"] == "equivalent"
-    estimate, bound, mde = draft.count, None, None
+    estimate, bound, mde = None, None, None
     if not draft.testable:
         verdict = "not testable"
     elif p <= LEVEL:
@@ -265,7 +263,7 @@ def _inner_minima(claim: Mapping[str, Any], fit: ScalingFit) -> _Draft:
     opposite = float(isoflop_fit.partial_conjunction_p(fit.inner_opposite_p, count - needed + 1))
     inner = int(fit.has_minimum.sum())
     text = f"{inner} of {count} budgets have an inner minimum by a test at {LEVEL:.0%}, {needed} are needed"
-    return _Draft(claim=claim, reason=text, testable=True, p=p, p_margin=p, p_opposite=opposite, count=float(inner))
+    return _Draft(claim=claim, reason=text, testable=True, p=p, p_margin=p, p_opposite=opposite)
 
 
 def _exponent_claim(target: float, counting: Counting, claim: Mapping[str, Any], fit: ScalingFit) -> _Draft:

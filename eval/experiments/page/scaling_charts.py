@@ -29,7 +29,7 @@ def scaling_blocks(result: Result) -> list[Block]:
     fit = fit_scaling(result["registration"], result["cells"])
     if isinstance(fit, str):
         return []
-    label = find_seed_metric(result["registration"]["claims"][0]["metric"]).label
+    label = find_seed_metric(result["registration"]["claims"][0]["metric"]).title
     figures = Plots([isoflop_figure(fit, label), optimum_figure(fit)], NOTE)
     return [figures, exponent_table(fit), COUNTING_NOTE, prediction_table(fit)]
 
@@ -50,7 +50,8 @@ def isoflop_figure(fit: ScalingFit, label: str) -> Figure:
             axes.plot(np.exp(x), np.polyval(parabola.coefficients, x - parabola.center), color=colour)
             if inner:
                 axes.plot(np.exp(parabola.minimum), parabola.loss, "x", color=INK, markersize=8)
-        _log_axis(axes, "parameters with embeddings")
+        axes.set_xscale("log")
+        _label_log_axis(axes.xaxis, "parameters with embeddings")
 
     minima = [
         f"{budget:g} FLOPs: {np.exp(parabola.minimum):,.0f} parameters, {label} {parabola.loss:.4g}"
@@ -76,11 +77,9 @@ def optimum_figure(fit: ScalingFit) -> Figure:
             axes.plot(np.exp(x), np.exp(y), "o", color=colour)
             if exponent is not None:
                 axes.plot(np.exp(x), np.exp(y.mean() + exponent.value * (x - x.mean())), color=colour)
-        axes.set_yscale("log")
-        axes.yaxis.set_minor_formatter(lambda *_: "")
-        axes.yaxis.set_major_formatter(format_thousands)
-        axes.set_ylabel("optimal parameters")
-        _log_axis(axes, "training FLOPs")
+        axes.set(xscale="log", yscale="log")
+        _label_log_axis(axes.yaxis, "optimal parameters")
+        _label_log_axis(axes.xaxis, "training FLOPs")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0e}".replace("e+", "e"))
 
     words = "; ".join(
@@ -91,11 +90,13 @@ def optimum_figure(fit: ScalingFit) -> Figure:
     return Figure("Optimal parameters over FLOPs", draw, f"Optimal sizes. {words}", keys)
 
 
-def _log_axis(axes: Any, title: str) -> None:
-    axes.set_xscale("log")
-    axes.xaxis.set_minor_formatter(lambda *_: "")
-    axes.xaxis.set_major_formatter(format_thousands)
-    axes.set_xlabel(title)
+def _label_log_axis(axis: Any, title: str) -> None:
+    from matplotlib.ticker import LogLocator
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_minor_formatter(lambda *_: "")
+    axis.set_major_formatter(format_thousands)
+    axis.set_label_text(title)
 
 
 def exponent_table(fit: ScalingFit) -> LinedTable:
@@ -103,15 +104,15 @@ def exponent_table(fit: ScalingFit) -> LinedTable:
     rows = []
     for counting in COUNTINGS:
         exponent, name = fit.exponent(counting), {HOFFMANN: "Hoffmann", KAPLAN: "Kaplan"}.get(counting, "")
-        cells = ["no inner minima", "-", "-"]
+        cells = [["no inner minima"], ["-"]]
         if exponent is not None:
             low, high = exponent.interval()
-            cells = [f"{exponent.value:.3f}", f"{low:.3f} to {high:.3f}", f"{exponent.degrees:.0f}"]
-        rows.append([[counting.label, *([name] if name else [])], *([cell] for cell in cells)])
+            cells = [[f"{exponent.value:.3f}"], [f"{low:.3f} to {high:.3f}", f"{exponent.degrees:.0f} degrees of freedom"]]
+        rows.append([[counting.label, *([name] if name else [])], *cells])
     loss = fit.loss
     law = f"L = {loss.E:.3g} + {loss.A:.3g} / N^{loss.alpha:.3f} + {loss.B:.3g} / D^{loss.beta:.3f}"
-    rows.append([["parametric loss, N with embeddings, C = 6 N D", law], [f"{loss.exponent:.3f}"], ["-"], ["-"]])
-    return LinedTable(head=["Exponent of the optimal N over C", "Exponent", "95% interval", "Degrees of freedom"], rows=rows)
+    rows.append([["parametric loss, N with embeddings, C = 6 N D", law], [f"{loss.exponent:.3f}"], ["-"]])
+    return LinedTable(head=["Counting", "Exponent of optimal N over C", "95% interval"], rows=rows)
 
 
 def prediction_table(fit: ScalingFit) -> LinedTable:
