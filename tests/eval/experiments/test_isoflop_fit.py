@@ -53,7 +53,7 @@ def test_false_verdicts_on_the_true_exponent_are_at_most_5_percent(seeds: int, d
 UNEVEN = {
     "noisier small sizes": np.tile(np.geomspace(0.03, 0.003, 5), (4, 1)),
     "noisier small budgets": np.tile(np.geomspace(0.03, 0.003, 4)[:, None], (1, 5)),
-    "one noisy cell": np.where(np.arange(20).reshape(4, 5) == 4, 0.05, 0.005),
+    **{f"one noisy cell, {i}": np.where(np.arange(20).reshape(4, 5) == i, 0.05, 0.005) for i in (0, 4, 15, 19)},
 }
 
 
@@ -64,10 +64,10 @@ def test_cells_with_ten_times_the_noise_of_others_give_no_more_false_verdicts(na
     losses, deviations = parabolic_losses(sizes, TRUE), UNEVEN[name]
     assert deviations.max() == pytest.approx(10 * deviations.min())
     rate = false_rate(exponents_of_grids(sizes, losses, deviations, seeds=3), TRUE)
-    assert rate < LEVEL + OPPOSITE_LEVEL + 2 * SLACK
+    assert rate < LEVEL + OPPOSITE_LEVEL + SLACK
     # The pooled variance alone does not keep the level.
     mistake = exponents_of_grids(sizes, losses, deviations, seeds=3, pooled=True)
-    assert false_rate(mistake, TRUE) > 1.5 * rate and (name != "one noisy cell" or false_rate(mistake, TRUE) > 0.2)
+    assert false_rate(mistake, TRUE) > 1.5 * rate and ("one" not in name or false_rate(mistake, TRUE) > 0.2)
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
@@ -76,9 +76,7 @@ def test_the_power_is_as_stated(seeds: int, deviation: float) -> None:
     """The detectable distance is that of a typical grid: of the median error and degrees of freedom."""
     sizes = log_sizes_around(TRUE)
     estimate = exponents_of_grids(sizes, parabolic_losses(sizes, TRUE), even(deviation), seeds=seeds)
-    typical = isoflop_fit.Estimate(
-        value=np.float64(0), error=np.median(estimate.error), degrees=np.float64(round(float(np.median(estimate.degrees))))
-    )
+    typical = isoflop_fit.Estimate(value=np.float64(0), error=np.median(estimate.error), degrees=np.median(estimate.degrees))
     level = LEVEL / 4
     distance = typical.detectable(level)
     assert float((estimate.p_below(TRUE + distance) <= level).mean()) == pytest.approx(0.8, abs=0.03 + SLACK)
