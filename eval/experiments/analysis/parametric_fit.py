@@ -18,8 +18,6 @@ DELTA = 1e-3
 """Published threshold of the Huber loss: relative errors above it count by their amount, not by their square."""
 BEST_STARTS = 4
 """Number of starts, those of the least loss, from which the optimizer runs."""
-FEWEST_POINTS = 6
-"""Different (N, D) without which five parameters cannot be fitted."""
 EXPONENTS, SHARES = (0.1, 0.25, 0.5, 1.0), (0.25, 0.5, 0.75)
 """Grid of the starts: a and b; the share of E in the loss, and that of N's term in the rest, in the middle of the data."""
 OPTIONS = {"maxiter": 2_000, "maxfun": 10_000, "ftol": 1e-13, "gtol": 1e-7, "maxcor": 20}

@@ -18,7 +18,7 @@ import numpy as np
 
 from eval.experiments.analysis import isoflop_fit, significance_tests
 from eval.experiments.analysis.isoflop_fit import Curve, Estimate, Noise, Parabola
-from eval.experiments.analysis.parametric_fit import FEWEST_POINTS, ParametricLoss, fit_parametric_loss, prediction_weights
+from eval.experiments.analysis.parametric_fit import ParametricLoss, fit_parametric_loss, prediction_weights
 from eval.experiments.analysis.scaling_runs import HOFFMANN, KAPLAN, Budgets, Counting, SizeRuns, read_scaling_runs, row_budget
 from eval.experiments.analysis.verdicts import LEVEL, OPPOSITE_LEVEL
 
@@ -155,14 +155,21 @@ def _slopes(noise: Noise, place: int, parabolas: Sequence[Parabola]) -> tuple[Es
 
 
 def fit_scaling(registration: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> ScalingFit | str:
-    """Return the fits to the cells of experiment.json, or why there can be none."""
+    """Return the fits to the cells of experiment.json, or why there can be none.
+
+    Every registered run must have a loss: the mean of the seeds that did not diverge would be that of a selection.
+    """
     rows = [row["name"] for row in registration["rows"] if row["name"] != registration["control"]]
-    budgets, registered = read_scaling_runs(registration, cells), sorted({row_budget(name) for name in rows})
-    if lacking := [f"{budget:g}" for budget in registered if len(budgets.get(budget, ())) < FEWEST_SIZES]:
-        return f"a fit needs {FEWEST_SIZES} sizes with results at every budget; {', '.join(lacking)} FLOPs lack them"
-    if len(registered) < FEWEST_BUDGETS or sum(map(len, budgets.values())) < FEWEST_POINTS:
-        return f"a fit needs {FEWEST_BUDGETS} budgets; {len(registered)} are registered"
-    return _control_problem(registration, cells, budgets) or ScalingFit.of(budgets, registered[-1])
+    budgets, registered = read_scaling_runs(registration, cells), [row_budget(name) for name in rows]
+    if few := [f"{budget:g}" for budget in sorted({*registered}) if registered.count(budget) < FEWEST_SIZES]:
+        return f"a parabola needs {FEWEST_SIZES} sizes at every budget; {', '.join(few)} FLOPs have fewer"
+    if len({*registered}) < FEWEST_BUDGETS:
+        return f"a fit needs {FEWEST_BUDGETS} budgets; {len({*registered})} are registered"
+    losses = {size.row: len(size.losses) for sizes in budgets.values() for size in sizes}
+    if lacking := [name for name in rows if losses.get(name, 0) < len(registration["seeds"])]:
+        names = f"{', '.join(lacking[:3])}{' and others' if len(lacking) > 3 else ''}"
+        return f"a fit needs the loss of every registered run; {names} lack{'s' * (len(lacking) == 1)} seeds"
+    return _control_problem(registration, cells, budgets) or ScalingFit.of(budgets, max(registered))
 
 
 def _control_problem(registration: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], budgets: Budgets) -> str:

@@ -84,18 +84,31 @@ def test_grids_that_cannot_be_fitted_are_not_testable() -> None:
     registration, cells = scaling_result(EVEN)
     first = next(cell["row"] for cell in cells if cell["row"] != "fresh")
     budget = first.partition("-")[0]
-    few = [cell for cell in cells if not cell["row"].startswith(f"{budget}-") or cell["row"] == first]
+    few_rows = [row for row in registration["rows"] if not row["name"].startswith(f"{budget}-") or row["name"] == first]
+    small = [row for row in registration["rows"] if row["name"] == "fresh" or row["name"].partition("-")[0] in (budget, "c5e+11")]
     no_control = [cell for cell in cells if cell["row"] != "fresh"]
     stuck = [cell | {"scores": {"loss": 7.0}} if cell["row"] == first else cell for cell in cells]
-    for changed, reason in (
-        ([], "4 sizes with results at every budget"),
-        (few, "2e+11 FLOPs lack them"),
-        (no_control, "the control row, fresh, has no train/loss"),
-        (stuck, f"{first} is not better than the control row"),
+    for changes, changed, reason in (
+        ({}, [], "and others lack seeds"),
+        ({"rows": few_rows}, cells, "4 sizes at every budget; 2e+11 FLOPs have fewer"),
+        ({"rows": small}, cells, "a fit needs 3 budgets; 2 are registered"),
+        ({}, no_control, "the control row, fresh, has no train/loss"),
+        ({}, stuck, f"{first} is not better than the control row"),
     ):
-        entries = scaling_fit.judge_scaling_claims(registration, changed)
+        entries = scaling_fit.judge_scaling_claims(registration | changes, changed)
         assert {entry["verdict"] for entry in entries} == {"not testable"}
         assert all(reason in entry["reason"] and entry["p"] is None for entry in entries)
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("status", ["diverged", "failed", "missing"])
+def test_a_seed_without_a_loss_is_not_left_out(status: str) -> None:
+    """The two other seeds of its size would pass for the size."""
+    registration, cells = scaling_result(EVEN)
+    cells[7] |= {"status": status, "scores": {}}
+    entries = scaling_fit.judge_scaling_claims(registration, cells)
+    expected = f"a fit needs the loss of every registered run; {cells[7]['row']} lacks seeds"
+    assert {(entry["verdict"], entry["reason"]) for entry in entries} == {("not testable", expected)}
 
 
 @pytest.mark.planted

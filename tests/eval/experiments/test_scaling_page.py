@@ -36,7 +36,9 @@ def test_the_page_has_the_curves_the_exponents_and_the_prediction() -> None:
 @pytest.mark.parametrize("cut", [0, 20])
 def test_a_truncated_grid_has_no_fit(cut: int) -> None:
     result = scaling_page_result(cut=cut)
-    assert scaling_charts.scaling_blocks(result) == [] and "a fit needs 4 sizes" in render_markdown(result)
+    assert scaling_charts.scaling_blocks(result) == [] and "a fit needs the loss of every registered run" in render_markdown(
+        result
+    )
 
 
 @pytest.mark.planted
