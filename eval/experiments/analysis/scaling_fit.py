@@ -1,11 +1,10 @@
 """The judge of scaling experiments: optimal sizes at equal FLOPs, their exponent, and the loss at a budget outside of the fit.
 
-The levels are those of `eval.experiments.analysis.verdicts`, and so are the words of the verdicts. Holm's correction is over all
-claims of the registration; one that is not testable counts as p = 1. See `isoflop_fit` for the errors, `parametric_fit` for the
-loss as a function of N and D, and `scaling_runs` for the ways of counting.
+Levels, correction and words of the verdicts are those of `eval.experiments.analysis.verdicts`. See `isoflop_fit` for the errors,
+`parametric_fit` for the loss as a function of N and D, and `scaling_runs` for the ways of counting.
 
 The largest registered budget is held out: the loss there is predicted by a fit to the other budgets. The exponent uses all
-budgets whose minimum is an inner one by a test at 4 %.
+budgets whose minimum is an inner one by a test at that level.
 """
 
 import dataclasses
@@ -16,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from eval.experiments.analysis import isoflop_fit, significance_tests
+from eval.experiments.analysis import isoflop_fit
 from eval.experiments.analysis.isoflop_fit import Curve, Estimate, Noise, Parabola
 from eval.experiments.analysis.parametric_fit import ParametricLoss, fit_parametric_loss, prediction_weights
 from eval.experiments.analysis.scaling_runs import HOFFMANN, KAPLAN, Budgets, Counting, SizeRuns, read_scaling_runs, row_budget
-from eval.experiments.analysis.verdicts import LEVEL, OPPOSITE_LEVEL
+from eval.experiments.analysis.significance_tests import LEVEL
+from eval.experiments.analysis.verdicts import decide_claims, p_entries
 
 KAPLAN_EXPONENT, HOFFMANN_EXPONENT = 0.73, 0.5
 FEWEST_SIZES, FEWEST_BUDGETS = 4, 3
@@ -194,10 +194,9 @@ class _Draft:
     reason: str
     """Why the claim is not testable, or else what was estimated."""
     testable: bool = False
-    p: float = 1.0
-    p_margin: float = 1.0
-    """p value of the claim beyond its margin, for a direction."""
-    p_opposite: float = 1.0
+    above: Array = dataclasses.field(default_factory=lambda: np.ones(3))
+    """p values of "the difference, in the claim's favour, is above" the limits -margin, 0 and margin."""
+    below: Array = dataclasses.field(default_factory=lambda: np.ones(3))
     difference: Estimate | None = None
     """Of the estimate and the number that it is compared with."""
 
@@ -216,50 +215,36 @@ def judge_scaling_claims(
     ]
     if not drafts:
         return []
-    adjusted = [
-        significance_tests.holm_adjusted(np.array([getattr(draft, name) for draft in drafts]))
-        for name in ("p", "p_margin", "p_opposite")
-    ]
+    above, below = (np.stack([getattr(draft, side) for draft in drafts]) for side in ("above", "below"))
+    above, below, verdicts = decide_claims(above, below, np.array([draft.claim["kind"] == "equivalent" for draft in drafts]))
     seeds = 0 if isinstance(fit, str) else min(len(size.losses) for sizes in fit.budgets.values() for size in sizes)
     changed = registration.get("changed") or ()
     return [
-        _entry(draft, *(float(values[i]) for values in adjusted), claims=len(drafts), seeds=seeds)
+        _entry(draft, above[i], below[i], str(verdicts[i]), claims=len(drafts), seeds=seeds)
         | {"exploratory": draft.claim["id"] in changed}
         for i, draft in enumerate(drafts)
     ]
 
 
-def _entry(draft: _Draft, p: float, p_margin: float, p_opposite: float, *, claims: int, seeds: int) -> dict[str, Any]:
-    claim, difference = draft.claim, draft.difference
-    is_equivalence = claim["kind"] == "equivalent"
-    estimate, bound, mde = None, None, None
+def _entry(draft: _Draft, above: Array, below: Array, verdict: str, *, claims: int, seeds: int) -> dict[str, Any]:
+    """Return the entry of experiment.json; `above` and `below` are the adjusted p values, [3]."""
+    claim, difference, kind = draft.claim, draft.difference, draft.claim["kind"]
+    entry: dict[str, Any] = dict.fromkeys(
+        ("estimate", "interval", "bound", "mde", "rho", "p", "p_holm", "p_direction_holm", "p_opposite_holm")
+    )
+    entry |= {"id": claim["id"], "test": "fit", "n": seeds if draft.testable else 0}
     if not draft.testable:
-        verdict = "not testable"
-    elif p <= LEVEL:
-        verdict = "equivalent" if is_equivalence else "reproduced" if p_margin <= LEVEL else "direction only"
-    else:
-        verdict = "contradicted" if p_opposite <= OPPOSITE_LEVEL else "not shown"
+        return entry | {"verdict": "not testable", "reason": draft.reason}
+    entry |= p_entries(kind, draft.above, draft.below, above, below)
     if difference is not None:
-        estimate, half = float(difference.value), float(difference.half_width(0.95))
-        sign = -1 if (verdict == "contradicted") != (claim["kind"] == "greater") else 1
-        bound = abs(estimate) + sign * half if is_equivalence else estimate + sign * half
-        mde = difference.detectable(LEVEL / claims, 0.9 if is_equivalence else 0.8)
-    decisive = p_opposite if verdict == "contradicted" else p
-    level = f"adjusted p {decisive:.2g}{' of the opposite' if verdict == 'contradicted' else ''}"
-    return {
-        "id": claim["id"],
-        "test": "fit",
-        "n": seeds if draft.testable else 0,
-        "estimate": estimate,
-        "bound": bound,
-        "p": draft.p if draft.testable else None,
-        "p_holm": p if draft.testable else None,
-        "p_opposite_holm": p_opposite if draft.testable else None,
-        "rho": None,
-        "mde": mde,
-        "verdict": verdict,
-        "reason": f"{draft.reason}; {level}" if draft.testable else draft.reason,
-    }
+        low, high = (float(end) for end in difference.interval())
+        is_upper = (kind == "less") != (verdict == "contradicted")
+        entry |= {"estimate": float(difference.value), "interval": [low, high]}
+        entry["bound"] = max(abs(low), abs(high)) if kind == "equivalent" else high if is_upper else low
+        entry["mde"] = difference.detectable(LEVEL / claims, 0.9 if kind == "equivalent" else 0.8)
+    opposite = verdict == "contradicted"
+    level = f"adjusted p {entry['p_opposite_holm' if opposite else 'p_holm']:.2g}{' of the opposite' * opposite}"
+    return entry | {"verdict": verdict, "reason": f"{draft.reason}; {level}"}
 
 
 def _inner_minima(claim: Mapping[str, Any], fit: ScalingFit) -> _Draft:
@@ -269,8 +254,8 @@ def _inner_minima(claim: Mapping[str, Any], fit: ScalingFit) -> _Draft:
     # Fewer than `needed` have one if at least `count - needed + 1` have none.
     opposite = float(isoflop_fit.partial_conjunction_p(fit.inner_opposite_p, count - needed + 1))
     inner = int(fit.has_minimum.sum())
-    text = f"{inner} of {count} budgets have an inner minimum by a test at {LEVEL:.0%}, {needed} are needed"
-    return _Draft(claim=claim, reason=text, testable=True, p=p, p_margin=p, p_opposite=opposite)
+    text = f"{inner} of {count} budgets have an inner minimum by a test at {LEVEL:.1%}, {needed} are needed"
+    return _Draft(claim=claim, reason=text, testable=True, above=np.full(3, p), below=np.full(3, opposite))
 
 
 def _exponent_claim(target: float, counting: Counting, claim: Mapping[str, Any], fit: ScalingFit) -> _Draft:
@@ -296,17 +281,11 @@ def _prediction(claim: Mapping[str, Any], fit: ScalingFit) -> _Draft:
 
 
 def _compared(claim: Mapping[str, Any], difference: Estimate, text: str) -> _Draft:
-    margin = float(claim["margin"])
-    if claim["kind"] == "equivalent":
-        p = max(difference.p_below(margin), difference.p_above(-margin))
-        opposite = min(difference.p_below(-margin), difference.p_above(margin))
-        p_margin = p
-    else:
-        sign = 1 if claim["kind"] == "less" else -1
-        toward = dataclasses.replace(difference, value=sign * difference.value)
-        p, p_margin, opposite = toward.p_below(0.0), toward.p_below(-margin), toward.p_above(0.0)
-    values = {"p": float(p), "p_margin": float(p_margin), "p_opposite": float(opposite)}
-    return _Draft(claim=claim, reason=text, testable=True, difference=difference, **values)
+    limits = float(claim["margin"]) * np.array([-1.0, 0.0, 1.0])
+    # In the claim's favour, above 0.
+    toward = dataclasses.replace(difference, value=(-1 if claim["kind"] == "less" else 1) * difference.value)
+    above, below = (np.array([float(test(limit)) for limit in limits]) for test in (toward.p_above, toward.p_below))
+    return _Draft(claim=claim, reason=text, testable=True, difference=difference, above=above, below=below)
 
 
 STATISTICS: Mapping[str, Callable[[Mapping[str, Any], ScalingFit], _Draft]] = {

@@ -174,7 +174,7 @@ class _Draft:
         names = ("estimate", "interval", "bound", "unit", "mde", "power", "p", "p_holm", "p_direction_holm", "p_opposite_holm")
         entry: dict[str, Any] = dict.fromkeys(names)
         if not self.reason:
-            entry |= _p_entries(kind, self.above, self.below, above, below)
+            entry |= p_entries(kind, self.above, self.below, above, below)
         verdict = "not testable" if self.reason else verdict
         if (difference := decisive.difference) is not None:
             entry |= {"estimate": float(difference.estimate), "unit": float(difference.unit)}
@@ -242,7 +242,12 @@ def _draft(registration: Json, claim: Json, cells: Sequence[Json], floors: Seque
     )
 
 
-def _p_entries(kind: str, above: Array, below: Array, above_holm: Array, below_holm: Array) -> dict[str, float | None]:
+def p_entries(kind: str, above: Array, below: Array, above_holm: Array, below_holm: Array) -> dict[str, float | None]:
+    """Return the p values of an entry: of the claim with its margin, adjusted, of its direction alone, and of the opposite.
+
+    Args:
+        above, below, above_holm, below_holm: [3], as in `decide_claims`, before and after the correction.
+    """
     if kind == "equivalent":
         p, p_holm = max(above[0], below[2]), max(above_holm[0], below_holm[2])
         direction, opposite = None, min(above_holm[2], below_holm[0])

@@ -6,6 +6,7 @@ from typing import Any
 from eval.experiments.analysis.verdicts import claim_references
 from eval.experiments.page import experiment_charts, experiment_tables, scaling_charts, seed_charts
 from eval.experiments.page.experiment_tables import Result
+from eval.experiments.page.registration_edits import check_registration
 from eval.pages import markdown_page
 from eval.pages.html_page import Block, Plots, Prose, Verdict, Verdicts, render_page
 from train.run.progress_display import short_number
@@ -24,11 +25,10 @@ RULE = (
 )
 
 FIT_RULE = (
-    "Claims about a fit are judged at the same levels, with Holm's correction over all of them: a claim holds at 4%, beyond its "
-    "margin or else in its direction only, and is contradicted at 1%. Errors are those of Student's t, from the noise of the "
-    "seeds (of a cell the larger of its own and the pooled variance) and the lack of fit of the parabolas, carried to the "
-    "exponent by its derivatives. A budget has an inner minimum if its parabola falls at the smallest size and rises at the "
-    "largest, both at 4%."
+    "Claims about a fit are judged by the same rules and levels as claims about rows. Errors are those of Student's t, from the "
+    "noise of the seeds (of a cell the larger of its own and the pooled variance) and the lack of fit of the parabolas, carried "
+    "to the exponent by its derivatives. A budget has an inner minimum if its parabola falls at the smallest size and rises at "
+    "the largest, both at 2.5%."
 )
 SEEDS = (
     "Every dot is a run; seeds are in the same order from top to bottom in all rows. What is far outside is named at the edge."
@@ -43,7 +43,12 @@ INTERPRETATION = "Interpretation, written after the runs"
 
 
 def render_html(result: Result) -> str:
-    """Return the page: one HTML file without network access and scripts, light and dark, for any state of the grid."""
+    """Return the page: one HTML file without network access and scripts, light and dark, for any state of the grid.
+
+    Raises:
+        BadInput: the registration in experiment.json was edited.
+    """
+    check_registration(result)
     command = result.get("command") or f"zoo experiment {result['name']}"
     footer = f"Made from experiment.json, which this command writes: {command}"
     header = [f"Source: {result['source']}", result["scale"], _verdicts(result)]
@@ -51,7 +56,8 @@ def render_html(result: Result) -> str:
 
 
 def render_markdown(result: Result) -> str:
-    """Return the page as Markdown, without drawings."""
+    """Return the page as Markdown, without drawings; see `render_html`."""
+    check_registration(result)
     paragraphs = [result["question"], f"Source: {result['source']}", result["scale"]]
     return markdown_page.render_markdown(_title(result), paragraphs, {"Verdicts": [_verdicts(result)], **_sections(result)})
 
@@ -62,7 +68,7 @@ def _title(result: Result) -> str:
 
 def _tiles(result: Result) -> list[tuple[str, str]]:
     registration, cells = result["registration"], result["cells"]
-    done = sum(cell["status"] in ("done", "did not learn") for cell in cells)
+    done = sum(cell["status"] == "done" for cell in cells)
     seeds = len(registration["seeds"])
     return [
         (str(result.get("tier") or "-"), "tier"),

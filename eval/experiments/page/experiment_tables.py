@@ -8,6 +8,7 @@ from typing import Any
 from eval.experiments.analysis.seed_values import SeedValues, find_seed_metric, seed_values
 from eval.experiments.analysis.significance_tests import mean_and_half_width
 from eval.experiments.analysis.verdicts import claim_references
+from eval.experiments.page.registration_edits import edit_lines, registration_facts
 from eval.pages.html_page import LinedTable, Value
 from eval.pages.value_text import format_with_error
 from train.run.metric_definitions import Metric
@@ -39,11 +40,14 @@ def row_names(result: Result) -> dict[str, str]:
 
 
 def joined_claims(result: Result) -> list[dict[str, Any]]:
-    """Return each registered claim with the fields of its entry; a claim without one is not judged."""
+    """Return each registered or later claim with the fields of its entry, edits included; a claim without one is not judged."""
     entries = {entry["id"]: entry for entry in result.get("claims") or ()}
     missing = dict.fromkeys(("estimate", "bound", "interval", "p", "p_holm", "rho", "mde", "power", "outcome", "shares", "floor"))
     missing |= {"verdict": NOT_JUDGED, "reason": "no run has been judged yet", "n": 0, "metrics": ()}
     registration = result["registration"]
+    registered = {claim["id"] for claim in registration["claims"]}
+    # The entry of a claim that was added later has its declaration.
+    added = [entry for name, entry in entries.items() if name not in registered and "text" in entry]
     changed, forecast = set(registration.get("changed") or ()), registration.get("forecast") or {}
     return [
         {
@@ -54,7 +58,7 @@ def joined_claims(result: Result) -> list[dict[str, Any]]:
             "exploratory": claim["id"] in changed or bool(entries.get(claim["id"], {}).get("exploratory")),
             "forecast": forecast.get(claim["id"], ""),
         }
-        for claim in registration["claims"]
+        for claim in [*registration["claims"], *added]
     ]
 
 
@@ -221,17 +225,18 @@ def _errors(claim: Mapping[str, Any], show: Callable[..., str]) -> list[str]:
 
 
 def pilot_table(result: Result) -> LinedTable:
-    """Return the pilot of each row: its learning rate, the values of its seeds, and their standard deviation."""
-    rows = [
-        [[row], *([[_pilot_text(facts.get(name))] for name in ("rate", "values", "sd")] if facts else [["none"], [], []])]
-        for row, facts in (result["registration"].get("pilot") or {}).items()
-    ]
-    return LinedTable(head=["Row", "Learning rate", "Values of the pilot's seeds", "Standard deviation"], rows=rows)
-
-
-def _pilot_text(value: Any) -> str:
-    values = value if isinstance(value, list) else [value]
-    return ", ".join("-" if item is None else f"{item:.4g}" for item in values)
+    """Return what the pilot found: the values of each row at each learning rate, the chosen one, and the deviation over seeds."""
+    pilot, rows = result["registration"].get("pilot") or {}, []
+    for name, facts in (pilot.get("rows") or {}).items():
+        show, chosen = find_seed_metric(facts["metric"]).show, f"{facts['factor']:g}"
+        values = [
+            f"{', '.join(map(show, of_factor))} at {factor}{' (chosen)' * (factor == chosen and len(facts['values']) > 1)}"
+            for factor, of_factor in facts["values"].items()
+        ]
+        deviations = [f"{sd:.3g} in {metric}" for metric, sd in facts["sd"].items() if sd is not None]
+        rows.append([[name], [facts["metric"]], values, deviations])
+    head = ["Row", "Metric", "Values of the pilot's seeds, by the factor of the rate", "Standard deviation"]
+    return LinedTable(head=head, rows=rows)
 
 
 def costs_table(result: Result) -> LinedTable:
@@ -311,13 +316,13 @@ def incident_lines(result: Result) -> list[str]:
         f"{names.get(row, row)}, {stage}: seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} {status}."
         for (row, stage, status), seeds in groups.items()
     ]
-    changed = [f"The claim {name} was changed after the first run." for name in result["registration"].get("changed") or ()]
-    return [*lines, *changed, *(result.get("deviations") or ())]
+    return [*lines, *edit_lines(result["registration"]), *(result.get("deviations") or ())]
 
 
 def provenance_table(result: Result) -> dict[str, str]:
     """Return the facts about code, machines and data, each with all its values."""
-    facts: dict[str, dict[str, None]] = {"registration": {str(result["registration"].get("hash", "")): None}}
+    registered = registration_facts(result["registration"])
+    facts: dict[str, dict[str, None]] = {name: {text: None} for name, text in registered.items()}
     for cell in result["cells"]:
         origin = {key: value for key, value in (cell.get("provenance") or {}).items() if value not in (None, "", {}, [])}
         dirty = origin.pop("dirty", False)

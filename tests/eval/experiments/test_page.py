@@ -44,7 +44,12 @@ ENTRIES = {
 }
 VERDICTS = [fields["verdict"] for fields in ENTRIES.values()]
 EDITS = [{"claim": "loss", "field": "forecast", "before": "open", "now": "reproduced", "date": "2026-12-02"}]
-PILOT = {"dynamic": {"rate": 0.002, "values": [5.61, 5.63], "sd": 0.0141}, "static1": None}
+PILOT = {
+    "rows": {
+        "dynamic": {"factor": 2.0, "metric": "pretrain/masked_loss", "values": {"1": [5.7, 5.8], "2": [5.61, 5.63]}}
+        | {"sd": {"pretrain/masked_loss": 0.0141}}
+    }
+}
 FULL: dict[str, Any] = masks() | {"claims": [{"id": name, **fields} for name, fields in ENTRIES.items()]}
 
 
@@ -202,7 +207,7 @@ def test_an_edited_forecast_is_not_printed_as_one_of_before_the_first_run() -> N
 
 def test_a_pilot_is_a_table() -> None:
     text = render_markdown(with_registration(pilot=PILOT))
-    assert "## Pilot\n" in text and "| dynamic | 0.002 | 5.61, 5.63 | 0.0141 |\n| static1 | none |  |  |\n" in text
+    assert "## Pilot\n" in text and "| 5.6100, 5.6300 at 2 (chosen) |" in text.replace("<br>", " | ")
     assert "## Pilot" not in render_markdown(FULL)
 
 

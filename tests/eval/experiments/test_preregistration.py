@@ -149,7 +149,9 @@ def test_what_differs_from_the_registration_is_recorded_and_exploratory(tmp_path
     assert level.endswith(
         "LEVEL was 0.025 when it was registered, and is 0.05 since 2100-01-01, so that every claim is exploratory."
     )
-    assert re.match(r"The judge eval.experiments.analysis.significance_tests was [0-9a-f]{12}… when it was registered, and is", line)
+    assert re.match(
+        r"The judge eval.experiments.analysis.significance_tests was [0-9a-f]{12}… when it was registered, and is", line
+    )
 
 
 def stand_in_for(module: str, source: str, path: Path) -> Callable[[str], Path]:
