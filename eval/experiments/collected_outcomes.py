@@ -1,11 +1,12 @@
 """The outcomes of single items of all runs of an experiment, in one file beside experiment.json: outcomes.npz.
 
-The file is enough to judge again what is a mean over items, without the runs. It has five arrays for every set of cells that were
-scored on the same N items: SET/id [N], the names of the items; SET/cells [C], the names of the C cells, as ROW-STAGE-SEED; and
-SET/right, SET/nats and SET/count [C * N], the outcomes of one cell after another, see `train.run.item_outcomes.Outcomes`. SET is
-the name of the stage, with a number if its cells have several sets of items. Numbers of nats have 32 bits.
+The file is enough to judge again what is a mean over items, without the runs. It has these arrays for every set of cells that
+were scored on the same N items: SET/id [N], the names of the items; SET/cells [C], the names of the C cells, as ROW-STAGE-SEED;
+and for each other field of `train.run.item_outcomes.Outcomes` that the cells have, SET/FIELD [C * N], the outcomes of one cell
+after another, with 32 bits. SET is the name of the stage, with a number if its cells have several sets of items.
 """
 
+import dataclasses
 import io
 import zipfile
 from pathlib import Path
@@ -21,7 +22,10 @@ from zoo.errors import BadInput
 from zoo.sha256_and_fsync import sha256
 
 FILE = "outcomes.npz"
-DTYPES = {"right": np.float32, "nats": np.float32, "count": np.int32}
+FIELDS = tuple(field.name for field in dataclasses.fields(Outcomes) if field.name != "id")
+NEEDED = ("right", "nats", "count")
+NARROW = {np.dtype(np.float64): np.float32, np.dtype(np.int64): np.int32}
+"""Dtype of an outcome -> its dtype in the file."""
 
 
 def write_collected_outcomes(grid: Grid, folder: Path) -> str | None:
@@ -32,21 +36,23 @@ def write_collected_outcomes(grid: Grid, folder: Path) -> str | None:
     Raises:
         BadInput: the file cannot be written.
     """
-    sets: dict[tuple[str, tuple[str, ...]], dict[str, Outcomes]] = {}
+    sets: dict[tuple[str, tuple[str, ...], tuple[str, ...]], dict[str, Outcomes]] = {}
     for node in grid.nodes:
         if node.stage != TOKENIZER and (outcomes := _outcomes(node, folder)) is not None:
-            sets.setdefault((node.stage, outcomes.id), {})[node.name] = outcomes
+            fields = tuple(field for field in FIELDS if getattr(outcomes, field) is not None)
+            sets.setdefault((node.stage, outcomes.id, fields), {})[node.name] = outcomes
     if not sets:
         return None
     content, used = io.BytesIO(), list[str]()
     # LZMA takes 0.7 of the bytes of DEFLATE: 7 KB for a cell of 1,821 items.
     with zipfile.ZipFile(content, "w", zipfile.ZIP_LZMA) as file:
-        for (stage, ids), cells in sets.items():
+        for (stage, ids, fields), cells in sets.items():
             used.append(stage)
             name = stage if used.count(stage) == 1 else f"{stage} {used.count(stage)}"
             arrays = {"id": np.array(ids, np.str_), "cells": np.array(list(cells), np.str_)}
-            for field, dtype in DTYPES.items():
-                arrays[field] = np.concatenate([getattr(outcomes, field).astype(dtype) for outcomes in cells.values()])
+            for field in fields:
+                array = np.concatenate([getattr(outcomes, field) for outcomes in cells.values()])
+                arrays[field] = array.astype(NARROW[array.dtype])
             for field, array in arrays.items():
                 member = io.BytesIO()
                 np.save(member, array)
@@ -63,14 +69,16 @@ def read_collected_outcomes(path: Path) -> dict[str, Outcomes]:
     """
     arrays, cells = read_arrays(path), dict[str, Outcomes]()
     for name in dict.fromkeys(key.rpartition("/")[0] for key in arrays):
-        empty = np.zeros(0)
-        names, ids = (arrays.get(f"{name}/{field}", empty) for field in ("cells", "id"))
-        values = [arrays.get(f"{name}/{field}", empty) for field in DTYPES]
-        if not len(names) or not len(ids) or any(len(array) != len(names) * len(ids) for array in values):
+        names, ids = (arrays.get(f"{name}/{field}", np.zeros(0)) for field in ("cells", "id"))
+        values = {field: arrays[f"{name}/{field}"] for field in FIELDS if f"{name}/{field}" in arrays}
+        if not len(names) or not len(ids) or any(len(array) != len(names) * len(ids) for array in values.values()):
             raise BadInput(f"{path}: the arrays of {name} have different lengths; restore the file")
-        by_cell = (array.reshape(len(names), len(ids)) for array in values)
-        for cell, right, nats, count in zip(names.tolist(), *by_cell, strict=True):
-            cells[cell] = Outcomes(tuple(ids.tolist()), right.astype(np.float64), nats.astype(np.float64), count.astype(np.int64))
+        if missing := [field for field in NEEDED if field not in values]:
+            raise BadInput(f"{path}: there is no {name}/{missing[0]}; restore the file")
+        for place, cell in enumerate(names.tolist()):
+            of_cell = slice(place * len(ids), (place + 1) * len(ids))
+            wide = {field: array[of_cell].astype(np.int64 if field == "count" else np.float64) for field, array in values.items()}
+            cells[cell] = Outcomes(tuple(ids.tolist()), **wide)
     return cells
 
 

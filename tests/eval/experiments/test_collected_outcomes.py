@@ -58,7 +58,7 @@ def test_the_outcomes_of_all_cells_are_collected_in_one_file(tmp_path: Path) -> 
     assert (tmp_path / FILE).stat().st_size < 20_000
 
 
-@pytest.mark.planted(2)
+@pytest.mark.planted(3)
 def test_a_damaged_file_of_outcomes_is_refused(tmp_path: Path) -> None:
     path = tmp_path / FILE
     path.write_bytes(b"PK")
@@ -66,6 +66,9 @@ def test_a_damaged_file_of_outcomes_is_refused(tmp_path: Path) -> None:
         read_collected_outcomes(path)
     np.savez(path, **{"score/id": np.array(["x", "y"]), "score/cells": np.array(["a-score-0"]), "score/right": np.zeros(3)})
     with pytest.raises(BadInput, match="the arrays of score have different lengths; restore the file"):
+        read_collected_outcomes(path)
+    np.savez(path, **{"score/id": np.array(["x", "y"]), "score/cells": np.array(["a-score-0"]), "score/right": np.zeros(2)})
+    with pytest.raises(BadInput, match="there is no score/nats; restore the file"):
         read_collected_outcomes(path)
 
 
