@@ -5,7 +5,7 @@ mean losses of the cells (a budget and a size), so that its error follows from t
 its derivative for each mean (delta method). The variance of a mean has two parts:
 
 - Noise of seeds: the larger of the cell's own variance and the pooled one of all cells, over the number of seeds. The pooled
-  variance alone gives 20 % false verdicts at a level of 4 % if one cell has ten times the noise of the others.
+  variance alone gives more than 10 % false verdicts if one cell has ten times the noise of the others.
 - Model error: what the residuals of the parabolas have in excess of that noise (lack of fit), of all budgets together.
 
 The degrees of freedom of Student's t are those of Welch and Satterthwaite, with caution. All functions accept leading axes, so

@@ -20,8 +20,8 @@ def strictest_floor(
 ) -> Floor | None:
     """Return the best of the values that take no learning: of the control row, the floors, and the reported baseline.
 
-    The reported baseline is a score of the same evaluation, such as the unigram loss. A floor with `"gate": False`, for example a
-    strong classical method, is only printed. The control row is no floor for a claim about itself.
+    The reported baseline is a score of the same evaluation, such as the unigram loss. The control row is no floor for a claim
+    about itself.
 
     Args:
         sign: 1 if higher values are better, -1 if lower ones are.
@@ -32,11 +32,7 @@ def strictest_floor(
     if (control := registration.get("control")) and control not in rows:
         values = seed_values(registration, cells, control, metric).values
         candidates += [(f"the control row, {control},", sum(values.values()) / len(values))] if values else []
-    candidates += [
-        (f"the floor {floor['name']}", float(floor["value"]))
-        for floor in floors
-        if floor["metric"] == metric and floor.get("gate", True)
-    ]
+    candidates += [(f"the floor {floor['name']}", float(floor["value"])) for floor in floors if floor["metric"] == metric]
     baseline = find_seed_metric(score).reference or ("unigram_loss" if score == "loss" else "")
     # The loss of word frequencies is no floor of a sum with the loss of the next sentence.
     is_sum = score == "loss" and any(seed_values(registration, cells, row, f"{stage}/next_loss").values for row in rows)

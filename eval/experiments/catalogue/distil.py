@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 
-from eval.experiments.catalogue._common import COMMON, SMALL, TINY, claim, nano, night, paper, smoke, table_row
+from eval.experiments.catalogue._common import COMMON, FRESH, SMALL, TINY, claim, nano, night, paper, smoke, table_row
 from eval.experiments.declaration import TEXT, Experiment, Options, Row, Stage
 
 SOURCE = "Sanh et al. 2019, table 4"
@@ -11,7 +11,7 @@ _row = functools.partial(table_row, columns=("change of GLUE",))
 
 
 def distil() -> Experiment:
-    """Return the experiment. Each seed has a teacher of its own; the control is the same student without a teacher."""
+    """Return the experiment. Each seed has a teacher of its own; a row is the same student without one."""
     changes = {"no_soft": -2.96, "no_cosine": -1.46, "fresh": -3.69, "no_masked": -0.31}
     rows = (
         _row("triple", "all three losses, the teacher's weights", {}, 0.0),
@@ -22,8 +22,14 @@ def distil() -> Experiment:
         _row("fresh", "all three losses, fresh parameters", {"distillation.fresh": True}, changes["fresh"]),
         Row(
             name="alone",
-            label="the same student without a teacher (control)",
+            label="the same student without a teacher",
             overrides={"objective": "masked"},
+            without=("teacher",),
+        ),
+        Row(
+            name="untrained",
+            label="the student before training (control)",
+            overrides={"objective": "masked", **FRESH},
             without=("teacher",),
         ),
     )
@@ -61,7 +67,7 @@ def distil() -> Experiment:
         source=SOURCE,
         scale="Students of {parameters} parameters and {tokens} tokens; the paper: 66M parameters, Wikipedia and BooksCorpus",
         rows=rows,
-        control="alone",
+        control="untrained",
         stages=(
             Stage(name="teacher", recipe="bert-nano", overrides=TEXT, shared=True, seconds=10.0),
             Stage(
@@ -77,7 +83,7 @@ def distil() -> Experiment:
         budget="input_tokens",
         claims=(*claims, null),
         tiers={
-            "smoke": smoke("triple", "no_soft", "alone", teacher=SMALL, student=student),
+            "smoke": smoke("triple", "no_soft", "untrained", teacher=SMALL, student=student),
             "nano": tiny,
             "night": night(night(tiny, stage="student"), stage="teacher"),
             "paper": paper("bert", "distilbert"),

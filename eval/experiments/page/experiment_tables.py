@@ -234,7 +234,7 @@ def pilot_table(result: Result) -> LinedTable:
             for factor, of_factor in facts["values"].items()
         ]
         deviations = [f"{sd:.3g} in {metric}" for metric, sd in facts["sd"].items() if sd is not None]
-        rows.append([[name], [facts["metric"]], values, deviations])
+        rows.append([[name], [facts["metric"]], ["; ".join(values)], ["; ".join(deviations)]])
     head = ["Row", "Metric", "Values of the pilot's seeds, by the factor of the rate", "Standard deviation"]
     return LinedTable(head=head, rows=rows)
 

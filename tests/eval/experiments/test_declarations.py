@@ -96,11 +96,10 @@ def test_unfair_and_wrong_declarations_are_refused(name: str) -> None:
         check_grid(small_grid(**changes), dict)
 
 
-def test_floors_decide_and_baselines_are_printed(tmp_path: Path) -> None:
-    trivial, strong = ("majority", "score/accuracy", 0.5, "counted"), ("naive Bayes", "score/accuracy", 0.8, "counted")
-    grid = small_grid(floors=(trivial,), baselines=(strong,))
+def test_declared_floors_are_a_part_of_the_results(tmp_path: Path) -> None:
+    grid = small_grid(floors=(("majority", "score/accuracy", 0.5, "counted"),))
     result = collect_results.collect_results(grid, preregistration.register_grid(grid, tmp_path), tmp_path)
-    assert [(floor["name"], floor["gate"]) for floor in result["floors"]] == [("majority", True), ("naive Bayes", False)]
+    assert [(floor["name"], floor["value"]) for floor in result["floors"]] == [("majority", 0.5)]
     assert (result["items"], result["claims"][0]["verdict"]) == ([], "not testable")
 
 

@@ -66,7 +66,7 @@ def test_a_failure_that_a_run_recorded_counts_whatever_started_it(tmp_path: Path
     statuses = {cell["run"]: cell["status"] for cell in results_of(grid, tmp_path) if cell["stage"] == "pretrain"}
     assert statuses == {"runs/a-pretrain-0": "diverged", "runs/b-pretrain-0": "failed", "runs/none-pretrain-0": "missing"}
     # A later attempt that succeeds supersedes it.
-    assert grid_runner.run_missing(grid, tmp_path) == []
+    assert run(grid, tmp_path) == []
     assert {cell["status"] for cell in results_of(grid, tmp_path)} == {"done"}
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from eval.experiments.analysis import isoflop_fit
 from eval.experiments.analysis.isoflop_fit import Curve
-from eval.experiments.analysis.verdicts import LEVEL, OPPOSITE_LEVEL
+from eval.experiments.analysis.significance_tests import LEVEL
 from tests.support.scaling_grids import (
     BUDGETS,
     exponents_of_grids,
@@ -27,9 +27,7 @@ def even(deviation: float) -> np.ndarray:
 def false_rate(estimate: isoflop_fit.Estimate, exponent: float) -> float:
     """Return the rate of "below the true exponent" at one level and "above it" at the other, of the worse side."""
     below, above = estimate.p_below(exponent), estimate.p_above(exponent)
-    return max(
-        float(((below <= LEVEL) | (above <= OPPOSITE_LEVEL)).mean()), float(((above <= LEVEL) | (below <= OPPOSITE_LEVEL)).mean())
-    )
+    return max(float(((below <= LEVEL) | (above <= LEVEL)).mean()), float(((above <= LEVEL) | (below <= LEVEL)).mean()))
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 3, 5])
@@ -45,7 +43,7 @@ def test_false_verdicts_on_the_true_exponent_are_at_most_5_percent(seeds: int, d
         exponent, sizes = loss.exponent, log_sizes_around(loss.exponent, shifts=shifts)
         losses = loss(np.exp(sizes), np.array(BUDGETS)[:, None] / 6 / np.exp(sizes))
     estimate = exponents_of_grids(sizes, losses, even(deviation), seeds=seeds)
-    assert false_rate(estimate, exponent) < LEVEL + OPPOSITE_LEVEL + SLACK
+    assert false_rate(estimate, exponent) < 2 * LEVEL + SLACK
     # The bias by curves that are no parabolas is small.
     assert abs(float(estimate.value.mean()) - exponent) < max(0.002, 0.25 * float(estimate.value.std()))
 
@@ -64,7 +62,7 @@ def test_cells_with_ten_times_the_noise_of_others_give_no_more_false_verdicts(na
     losses, deviations = parabolic_losses(sizes, TRUE), UNEVEN[name]
     assert deviations.max() == pytest.approx(10 * deviations.min())
     rate = false_rate(exponents_of_grids(sizes, losses, deviations, seeds=3), TRUE)
-    assert rate < LEVEL + OPPOSITE_LEVEL + SLACK
+    assert rate < 2 * LEVEL + SLACK
     # The pooled variance alone does not keep the level.
     mistake = exponents_of_grids(sizes, losses, deviations, seeds=3, pooled=True)
     assert false_rate(mistake, TRUE) > 1.5 * rate and ("one" not in name or false_rate(mistake, TRUE) > 0.2)
@@ -114,11 +112,11 @@ def inner_p_of_grids(optimum: float, *, grids: int = 4_000) -> tuple[np.ndarray,
 
 def test_a_minimum_at_an_end_is_no_inner_one() -> None:
     p, opposite = inner_p_of_grids(0.0)
-    assert (p <= LEVEL).mean() <= LEVEL and (opposite <= OPPOSITE_LEVEL).mean() <= OPPOSITE_LEVEL
+    assert (p <= LEVEL).mean() <= LEVEL and (opposite <= LEVEL).mean() <= LEVEL
     p, opposite = inner_p_of_grids(1.4)
-    assert (p <= LEVEL).mean() > 0.95 and (opposite <= OPPOSITE_LEVEL).mean() == 0
+    assert (p <= LEVEL).mean() > 0.95 and (opposite <= LEVEL).mean() == 0
     p, opposite = inner_p_of_grids(-1.4)
-    assert (p <= LEVEL).mean() == 0 and (opposite <= OPPOSITE_LEVEL).mean() > 0.8
+    assert (p <= LEVEL).mean() == 0 and (opposite <= LEVEL).mean() > 0.8
 
 
 @pytest.mark.planted

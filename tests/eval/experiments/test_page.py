@@ -207,7 +207,7 @@ def test_an_edited_forecast_is_not_printed_as_one_of_before_the_first_run() -> N
 
 def test_a_pilot_is_a_table() -> None:
     text = render_markdown(with_registration(pilot=PILOT))
-    assert "## Pilot\n" in text and "| 5.6100, 5.6300 at 2 (chosen) |" in text.replace("<br>", " | ")
+    assert "## Pilot\n" in text and "| 5.7000, 5.8000 at 1; 5.6100, 5.6300 at 2 (chosen) |" in text
     assert "## Pilot" not in render_markdown(FULL)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from eval.experiments import catalogue, grid_runner, pilot
+from eval.experiments import catalogue, grid_runner, node_process, pilot
 from eval.experiments.declaration import Experiment, Tier
 from eval.experiments.grid import build_grid
 from eval.experiments.preregistration import registration_of
@@ -78,7 +78,7 @@ def test_wrong_pilots_are_refused() -> None:
 
 def test_a_grid_follows_its_pilot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The second command finds the pilot finished; the grid's registration has its result."""
-    monkeypatch.setattr(grid_runner, "PROGRAM", (sys.executable, "-c", STAND_IN))
+    monkeypatch.setattr(node_process, "PROGRAM", (sys.executable, "-c", STAND_IN))
     monkeypatch.setattr(grid_runner, "POLL", 0.01)
     monkeypatch.setattr(catalogue, "find_experiment", lambda _: declared())
     words = ("experiment", "small", str(tmp_path), "--tier", "smoke")

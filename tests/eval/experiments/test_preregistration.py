@@ -103,12 +103,13 @@ def test_a_registration_that_was_edited_by_hand_is_refused(tmp_path: Path) -> No
     intact = (tmp_path / preregistration.FILE).read_bytes()
     registered = preregistration.read_registration(tmp_path)
     record = {"date": "2026-01-01", "tokenizer": "t"}
-    for changes in (
+    edits: tuple[dict[str, Any], ...] = (
         {"claims": [{**registered["claims"][0], "margin": 0.5}]},
         {"forecast": {"b_below_a": "Reproduced, as it turned out."}},
         {"date": "2020-01-01"},
         {"records": [{**record, "hash": "0" * 64}]},
-    ):
+    )
+    for changes in edits:
         rewrite(tmp_path, **changes)
         with pytest.raises(BadInput, match=r"registration\.json was edited after the registration: .*; restore the file, or reg"):
             preregistration.register_grid(small_grid(), tmp_path)

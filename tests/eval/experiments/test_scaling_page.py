@@ -25,7 +25,7 @@ def test_the_page_has_the_curves_the_exponents_and_the_prediction() -> None:
     page, text = render_html(result), render_markdown(result)
     assert page == render_html(json.loads(json.dumps(result)))
     # Two figures; an experiment without fits has none.
-    assert page.count("<svg") == 2 and "Curves of equal FLOPs. 2e+11 FLOPs: 18," in page
+    assert page.count("<svg") == 4 and "Curves of equal FLOPs. 2e+11 FLOPs: 18," in page
     for counting in ("with embeddings, C with", "with embeddings, C without", "without embeddings, C with"):
         assert f"N {counting} last layer" in text
     assert "5e+12 FLOPs, held out" in text and FIT_RULE.split(":")[0] in text
