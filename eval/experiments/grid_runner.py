@@ -18,8 +18,8 @@ from typing import Protocol, runtime_checkable
 
 from eval.experiments import node_status
 from eval.experiments.grid import RUNS, Grid, Node
-from eval.experiments.node_process import ClaimedElsewhere, Outcome
 from eval.experiments.run_progress import RunProgress
+from eval.experiments.workers.node_process import ClaimedElsewhere, Outcome
 from zoo.errors import cannot_write
 from zoo.file_access import LARGEST_JSON, read_regular, refuse_links_out
 
@@ -59,7 +59,7 @@ class RunningNode(Protocol):
 
 @runtime_checkable
 class Workers(Protocol):
-    """Where nodes run: on this machine, or on a cluster."""
+    """A place that runs nodes: this machine, or a cluster."""
 
     count: int
     """Number of nodes that run at a time."""

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from eval.experiments import collect_results, experiment_data, grid_runner, local_workers, preregistration
+from eval.experiments import collect_results, experiment_data, grid_runner, preregistration
 from eval.experiments.declaration import TEXT, Claim, Experiment, Row, Stage, Tier
 from eval.experiments.experiment_data import Files
 from eval.experiments.grid import Grid, build_grid
+from eval.experiments.workers import local_workers
 from zoo.cli.commands.train import parse_options
 
 FILES = Files(train="files/train", valid="files/valid", tasks="files/tasks", corpus="embedded 0")

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from eval.experiments import collect_results, grid_runner, local_workers, node_process, node_status
+from eval.experiments import collect_results, grid_runner, node_status
 from eval.experiments.preregistration import register_grid
 from eval.experiments.run_progress import RunProgress
+from eval.experiments.workers import local_workers, node_process
 from tests.support import compilation
 from tests.support.processes import ROOT, clean_environment, run_python
 from tests.support.runs import alive, gone
@@ -173,7 +174,7 @@ def test_a_run_of_another_configuration_is_refused_by_name(tmp_path: Path) -> No
 CHILD = """
 import os, sys, time
 sys.platform = sys.argv[1]
-from eval.experiments import die_with_parent
+from eval.experiments.workers import die_with_parent
 die_with_parent.POLL = 0.01
 die_with_parent.die_with_parent(os.getppid())
 print(os.getpid(), flush=True)

@@ -218,7 +218,7 @@ def _notify(line: str) -> None:
 
 def _check_place(options: Any, folder: Path) -> None:
     """Refuse, before anything is written, to run where this machine cannot."""
-    from eval.experiments import cluster_jobs, local_workers, ray_workers
+    from eval.experiments.workers import cluster_jobs, local_workers, ray_workers
 
     if options.on == "local":
         local_workers.LocalWorkers(folder, options.workers or 1)
@@ -230,7 +230,8 @@ def _check_place(options: Any, folder: Path) -> None:
 
 def _run_all(options: Any, grid: Any, folder: Path) -> list[str]:
     """Run the nodes that are not done where --on says, and return a line for each that failed."""
-    from eval.experiments import cluster_jobs, grid_runner, local_workers
+    from eval.experiments import grid_runner
+    from eval.experiments.workers import cluster_jobs, local_workers
 
     words = _job_words(options)
     if options.on == "slurm":
@@ -238,7 +239,7 @@ def _run_all(options: Any, grid: Any, folder: Path) -> list[str]:
     if options.on == "jobset":
         return cluster_jobs.run_on_kubernetes(grid, folder, ["zoo", *words], _resources(options))
     if options.on == "ray":
-        from eval.experiments import ray_workers
+        from eval.experiments.workers import ray_workers
 
         workers = ray_workers.RayWorkers(folder, words, _resources(options))
     else:
@@ -248,7 +249,8 @@ def _run_all(options: Any, grid: Any, folder: Path) -> list[str]:
 
 def _run_node(options: Any, grid: Any, folder: Path) -> int:
     """Run one node, and return the exit code: 3 if one that it needs failed, 75 if one that it needs is not done."""
-    from eval.experiments import cluster_scripts, grid_runner, local_workers, node_process, node_status
+    from eval.experiments import grid_runner, node_status
+    from eval.experiments.workers import cluster_scripts, local_workers, node_process
 
     nodes = {node.name: node for node in grid.nodes}
     require(options.node in nodes, "node", options.node, f"{grid.experiment.name} has no such run; choose {', '.join(nodes)}")
@@ -271,7 +273,7 @@ def _run_node(options: Any, grid: Any, folder: Path) -> int:
 
 def _script(options: Any, grid: Any, folder: Path) -> str:
     """Return what --commands prints."""
-    from eval.experiments import cluster_scripts
+    from eval.experiments.workers import cluster_scripts
 
     words = ["zoo", *_job_words(options)]
     if options.on == "slurm":
@@ -292,7 +294,7 @@ def _job_words(options: Any) -> list[str]:
 
 
 def _resources(options: Any) -> Any:
-    from eval.experiments.cluster_scripts import Resources
+    from eval.experiments.workers.cluster_scripts import Resources
 
     return Resources(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Resources)})
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from eval.experiments import node_status
 from eval.experiments.grid import Grid, Node
-from eval.experiments.node_process import STUCK
+from eval.experiments.workers.node_process import STUCK
 from zoo.runtime.jax_setup import THREADS_VARIABLE
 
 SECONDS_TO_SAVE = 120
@@ -29,7 +29,7 @@ RESTARTS = 3
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a node needs on another machine, and how many run at a time."""
+    """The needs of a node on another machine, and the number of nodes that run at a time."""
 
     workers: int = 0
     """0 = as many as there is room for."""

@@ -1,4 +1,4 @@
-"""A command of `zoo` that ends with its parent: `python -m eval.experiments.die_with_parent PID CORES train ...`.
+"""A command of `zoo` that ends with its parent: `python -m eval.experiments.workers.die_with_parent PID CORES train ...`.
 
 PID is the parent. CORES are the numbers of the CPU cores that this process may use, as 0,1, or "all". They are set before XLA
 starts as many threads. On Linux the kernel kills the process. Elsewhere, and where that call fails, a thread watches for a new

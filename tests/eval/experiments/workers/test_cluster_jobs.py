@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from eval.experiments import cluster_jobs, cluster_scripts, node_process, node_status
-from eval.experiments.cluster_scripts import Resources
+from eval.experiments import node_status
+from eval.experiments.workers import cluster_jobs, cluster_scripts, node_process
+from eval.experiments.workers.cluster_scripts import Resources
 from tests.support.commands import call
 from tests.support.processes import ROOT
 from tests.support.small_experiment import STAND_IN, order, small_grid
@@ -104,7 +105,8 @@ def complete_cluster(cluster: Path) -> Path:
 NODE = f"""
 from pathlib import Path
 from types import SimpleNamespace
-from eval.experiments import grid_runner, node_process
+from eval.experiments import grid_runner
+from eval.experiments.workers import node_process
 from tests.support.small_experiment import small_grid
 from zoo.cli.commands import experiment
 assert sys.argv[1:3] == ["experiment", "small"], sys.argv

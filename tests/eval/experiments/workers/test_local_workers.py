@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from eval.experiments import grid_runner, local_workers, node_process, node_status
+from eval.experiments import grid_runner, node_status
 from eval.experiments.run_progress import RunProgress
+from eval.experiments.workers import local_workers, node_process
 from tests.support import engine_kills
 from tests.support.processes import ROOT, clean_environment, run_python
 from tests.support.small_experiment import STAND_IN, order, small_grid
@@ -60,7 +61,7 @@ def test_cores_are_divided_and_more_workers_than_cores_are_refused(monkeypatch: 
 def test_a_process_has_the_cores_of_its_worker(tmp_path: Path) -> None:
     (core, *_) = sorted(os.sched_getaffinity(0))
     code = "import os, runpy, sys; sys.argv = ['', str(os.getppid()), sys.argv[1], '--version']\n"
-    code += "try: runpy.run_module('eval.experiments.die_with_parent', run_name='__main__')\n"
+    code += "try: runpy.run_module('eval.experiments.workers.die_with_parent', run_name='__main__')\n"
     code += "finally: print(sorted(os.sched_getaffinity(0)))"
     assert run_python("-c", code, str(core), cwd=ROOT).stdout.splitlines()[-1] == str([core])
     assert run_python("-c", code, "all", cwd=ROOT).stdout.splitlines()[-1] == str(sorted(os.sched_getaffinity(0)))
@@ -81,7 +82,8 @@ def test_gpus_are_divided_or_the_workers_refused(monkeypatch: pytest.MonkeyPatch
 ENGINE = """
 import sys
 from pathlib import Path
-from eval.experiments import grid_runner, local_workers, node_process
+from eval.experiments import grid_runner
+from eval.experiments.workers import local_workers, node_process
 from tests.support.small_experiment import STAND_IN, small_grid
 node_process.PROGRAM = (sys.executable, "-c", STAND_IN)
 grid_runner.POLL, grid_runner.PATIENCE = 0.01, 0.05

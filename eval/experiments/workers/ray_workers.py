@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from eval.experiments import node_status
-from eval.experiments.cluster_scripts import RESTARTS, Resources
 from eval.experiments.grid import Node
-from eval.experiments.node_process import PROGRAM, Outcome
+from eval.experiments.workers.cluster_scripts import RESTARTS, Resources
+from eval.experiments.workers.node_process import PROGRAM, Outcome
 from zoo.errors import BadInput
 from zoo.runtime.jax_setup import THREADS_VARIABLE
 

@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from eval.experiments import cluster_scripts, node_status
-from eval.experiments.cluster_scripts import Resources
+from eval.experiments import node_status
 from eval.experiments.grid import Grid
 from eval.experiments.run_progress import RunProgress
+from eval.experiments.workers import cluster_scripts
+from eval.experiments.workers.cluster_scripts import Resources
 from zoo.errors import BadInput
 
 POLL = 10.0

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from eval.experiments.grid import Node
-from eval.experiments.node_process import NodeProcess
+from eval.experiments.workers.node_process import NodeProcess
 from zoo.errors import BadInput, require
 from zoo.runtime.jax_setup import ACCELERATORS
 

@@ -20,7 +20,7 @@ from train.run.run_dir import check_unlocked
 from zoo.errors import BadInput, cannot_write
 from zoo.file_access import LARGEST_JSON, open_to_append, read_regular
 
-PROGRAM = (sys.executable, "-P", "-m", "eval.experiments.die_with_parent")
+PROGRAM = (sys.executable, "-P", "-m", "eval.experiments.workers.die_with_parent")
 STUCK = 75
 """Exit code of a run that was stuck."""
 RESTARTED = (STUCK, 128 + signal.SIGHUP, 128 + signal.SIGINT, 128 + signal.SIGTERM)
@@ -35,7 +35,7 @@ class ClaimedElsewhere(BadInput):
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How the process of a node ended, and the last line that it printed."""
+    """The end of a node's process: its kind, and the last line that it printed."""
 
     status: Literal["done", "failed", "stopped", "claimed"]
     """claimed: by another process, between the check and the start."""
