@@ -10,7 +10,7 @@ from zoo.cli.option_parser import parse
 from zoo.errors import BadInput, printable, require
 
 HANDOVERS = ("plan", "commands", "node", "render")
-GRID_OPTIONS = ("tier", "seeds", "corpus", "corpus_digest", "tasks")
+GRID_OPTIONS = ("pilot", "tier", "seeds", "corpus", "corpus_digest", "tasks")
 """Options that decide which grid it is; a job on another machine has the same."""
 
 
@@ -285,11 +285,12 @@ def _script(options: Any, grid: Any, folder: Path) -> str:
 
 def _job_words(options: Any) -> list[str]:
     """Return the arguments of `zoo` that declare the same grid in any folder."""
-    words = ["experiment", options.name, str(Path(options.folder).resolve()), *(["--pilot"] if options.pilot else [])]
+    words = ["experiment", options.name, str(Path(options.folder).resolve())]
     for name in GRID_OPTIONS:
         if value := getattr(options, name):
             is_path = name in ("corpus", "tasks") and value != "embedded"
-            words += [f"--{name.replace('_', '-')}", str(Path(value).resolve() if is_path else value)]
+            words += [f"--{name.replace('_', '-')}"]
+            words += [] if value is True else [str(Path(value).resolve() if is_path else value)]
     return words
 
 
