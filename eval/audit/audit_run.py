@@ -127,7 +127,7 @@ def _computed_checks(
     checks.append(_check_steps(folder, prepared.mesh, manifests))
     _show("scoring the held-out data")
     checks += check_scores(folder, prepared, manifests, best, bits=bits)
-    return checks + check_evaluations(folder, {*manifests, *best}, here)
+    return checks + check_evaluations(folder, {*manifests, *best})
 
 
 def _check_ledger(folder: RunDir, prepared: PreparedRun, manifests: Manifests) -> Check:

@@ -20,9 +20,7 @@ from train.config.from_json import from_json
 from train.engine import device_mesh
 from train.run.item_outcomes import write_outcomes
 from train.run.metric_definitions import score_notices
-from train.run.metrics_file import software_versions
 from train.run.progress_display import ProgressBar
-from train.run.provenance import read_provenance
 from train.run.result_files import read_result
 from train.run.run_dir import RunDir, is_run, write_json
 from train.weights.load import Loaded, load_model
@@ -126,11 +124,6 @@ def result_entry(
         "details": {**result.details, "files": list(files), **_plugin(task)},
         "fingerprint": task_fingerprint(files, settings, result),
         "settings": settings_record(settings),
-        "computed_by": {
-            "provenance": read_provenance(),
-            "versions": software_versions(),
-            "mesh": {str(axis): size for axis, size in subject.mesh.shape.items()},
-        },
         "tokenizer": subject.tokenizer.fingerprint,
         "per_token": list(scored.per_token),
         **({"limit": settings.limit} if settings.limit else {}),
@@ -153,8 +146,13 @@ def task_fingerprint(files: Sequence[str], settings: Settings, result: Result) -
 
 
 def settings_record(settings: Settings) -> dict[str, Any]:
-    """Return all options of a task as JSON, by which an audit repeats it; `settings_of_record` is the inverse."""
-    return json.loads(json.dumps(dataclasses.asdict(settings) | {"dtype": jnp.dtype(settings.dtype).name}))
+    """Return the options of a task as JSON, by which an audit repeats it; `settings_of_record` is the inverse.
+
+    The batch is not one of them, since no result depends on it.
+    """
+    values = dataclasses.asdict(settings) | {"dtype": jnp.dtype(settings.dtype).name}
+    del values["batch"]
+    return json.loads(json.dumps(values))
 
 
 def settings_of_record(record: dict[str, Any]) -> Settings:

@@ -17,7 +17,6 @@ SHAPES: dict[str, Any] = {
         str: {
             **{"step": int | None, "metrics": {str: Number}, "examples": int, "details?": {str: object}},
             **{"fingerprint?": {str: object}, "tokenizer?": str, "per_token?": [str], "settings?": {str: object}},
-            "computed_by?": {"provenance": {str: object}, "versions": {str: object}, "mesh": {str: int}},
         }
     },
     "predictions.json": {

@@ -199,8 +199,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return stored_run(tmp_path_factory.mktemp("runs") / "tiny")
 
 
-SCOPE = ("fingerprint", "tokenizer", "per_token")
-"""Keys of a result about what it may be compared with."""
+SCOPE = ("fingerprint", "settings", "tokenizer", "per_token")
+"""Keys of a result about what it may be compared with, and how it is repeated."""
 
 
 def evaluate(where: Path, task: str, *files: str, as_json: bool = False, **options: Any) -> int:
