@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from eval.experiments import catalogue, grid_runner, node_process, pilot
+from eval.experiments import catalogue, grid_runner, pilot
 from eval.experiments.declaration import Experiment, Tier
 from eval.experiments.grid import build_grid
 from eval.experiments.preregistration import registration_of
+from eval.experiments.workers import node_process
 from tests.support.commands import call
 from tests.support.small_experiment import FILES, STAND_IN, experiment, with_row
 from zoo.cli.commands.train import parse_options
