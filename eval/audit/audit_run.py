@@ -71,8 +71,7 @@ def audit_run(path: str, options: AuditOptions) -> dict[str, Any]:
     checks += [check_rows(file, manifests) for file in (folder.metrics, folder.ledger)]
     seed = seed_of_digests(files) if options.seed is None else options.seed
     states = [0, *manifests]
-    every = starts[-1].get("options", {}).get("log.every", run.log.every)
-    choice = {"steps": run.steps, "every": every, "count": options.steps, "share": options.share, "seed": seed}
+    choice = {"steps": run.steps, "every": run.log.every, "count": options.steps, "share": options.share, "seed": seed}
     intervals = choose_intervals(states, **choice)
     replayed: list[Replayed] = []
     # What a step computes cannot be compared for another configuration or a damaged checkpoint.
@@ -90,6 +89,8 @@ def audit_run(path: str, options: AuditOptions) -> dict[str, Any]:
                     checks.append(Check(_interval_name(interval), "not checked", str(error)))
     else:
         checks.append(Check("replays and scores", "not checked", "the configuration or a checkpoint is not that of the run"))
+    spans = [result.interval for result in replayed]
+    reproduced = [result.interval.end for result in replayed if result.has_same_state]
     return {
         "format": certificate.FORMAT,
         "verdict": certificate.verdict_of(checks),
@@ -97,8 +98,8 @@ def audit_run(path: str, options: AuditOptions) -> dict[str, Any]:
         "checks": [{"check": check.name, "result": check.result, "detail": check.detail} for check in checks],
         "seed": seed,
         "seed_from": "a hash of the files" if options.seed is None else "--seed",
-        "intervals": [interval.record() for interval in replayed],
-        "coverage": describe_coverage([interval.interval for interval in replayed], states, run.steps),
+        "intervals": [result.record() for result in replayed],
+        "coverage": describe_coverage(spans, reproduced, states, run.steps),
         "bound": hardware.LARGEST_DIFFERENCE,
         "limits": list(certificate.LIMITS),
         "files": files,

@@ -76,17 +76,25 @@ def choose_intervals(states: Sequence[int], *, steps: int, every: int, count: in
     return intervals
 
 
-def describe_coverage(intervals: Sequence[Interval], states: Sequence[int], steps: int) -> dict[str, Any]:
-    """Return which steps of a run were replayed, as JSON, and why the others were not."""
+def describe_coverage(
+    intervals: Sequence[Interval], reproduced: Sequence[int], states: Sequence[int], steps: int
+) -> dict[str, Any]:
+    """Return which steps of a run were replayed, as JSON, and why the others were not.
+
+    Args:
+        intervals: those that were replayed.
+        reproduced: steps of the stored states that replays have reproduced to the bit.
+        states: as in `choose_intervals`.
+        steps: number of steps of the run.
+    """
     taken = sum(interval.last - interval.first for interval in intervals)
-    complete = [interval.end for interval in intervals if interval.is_complete]
-    between = "steps further after a stored state are replayed only with all steps before them, and those of other intervals not"
+    partly = "the other steps were not replayed: a step is replayed only together with all steps since the stored state before it"
     return {
         "replayed_steps": taken,
         "steps": steps,
         "share": taken / steps,
         "stored_states": list(states),
-        "states_reproduced": complete,
-        "states_not_reproduced": [state for state in states[1:] if state not in complete],
-        "note": "all steps up to the newest checkpoint were replayed" if taken == states[-1] else between,
+        "states_reproduced": list(reproduced),
+        "states_not_reproduced": [state for state in states[1:] if state not in reproduced],
+        "note": "all steps up to the newest checkpoint were replayed" if taken == states[-1] else partly,
     }

@@ -32,7 +32,7 @@ LIMITS = (
     "Steps that were not replayed are covered by digests alone, which whoever wrote the folder can compute again.",
     "The machine and the versions are what the run recorded, and what the audit found about itself.",
     "Who trained the run, when, and whether other runs were discarded, is not known.",
-    "Samples, the report, trackers and messages were not checked.",
+    "Samples, predictions, the report, trackers and messages were not checked.",
 )
 """Statements about what no audit shows."""
 

@@ -36,6 +36,11 @@ class Replayed:
     """Number of rows of metrics.jsonl that were compared."""
     problems: tuple[str, ...]
 
+    @property
+    def has_same_state(self) -> bool:
+        """True if the replay ended at a stored state, to the bit."""
+        return self.interval.is_complete and not self.differences and not self.problems
+
     def record(self) -> dict[str, Any]:
         """Return the result as JSON."""
         span, bits = self.interval, not self.differences

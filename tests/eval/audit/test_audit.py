@@ -180,7 +180,7 @@ def test_intervals_begin_at_stored_states_and_take_their_share() -> None:
     chosen = choose_intervals(states, **options, count=3, seed=0)
     assert len(chosen) == 3 and chosen[-1] == Interval(990, 1000, 1000) and all(interval.is_complete for interval in chosen)
     assert chosen != choose_intervals(states, **options, count=3, seed=1)
-    assert describe_coverage(chosen, states, 1000)["share"] == 0.03
+    assert describe_coverage(chosen, [1000], states, 1000)["share"] == 0.03
     assert choose_intervals([0, 800, 1000], **options, count=3, seed=0) == [Interval(0, 15, 800), Interval(800, 815, 1000)]
     assert choose_intervals([0, 800, 1000], **options, count=0, seed=0) == [Interval(0, 800, 800), Interval(800, 1000, 1000)]
     assert choose_intervals([0, 5], steps=5, every=2, share=0.03, count=1, seed=0) == [Interval(0, 2, 5)]
