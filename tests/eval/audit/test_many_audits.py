@@ -32,7 +32,7 @@ def forged_run(family: str, name: str, seed: int) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_honest_runs_pass(family: str) -> None:
-    assert [found for number in range(HONEST) if (found := honest_run(family, number))] == []
+    assert [problems for number in range(HONEST) if (problems := honest_run(family, number))] == []
 
 
 @pytest.mark.slow
