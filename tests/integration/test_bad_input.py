@@ -193,6 +193,10 @@ COMMAND_LINES = {
     "eval runs/done --batch 0": "--batch 0: choose 1 or more rows",
     "eval runs/done --task blimp": "--files",
     "eval runs/done --files book.txt": "--files book.txt: it needs a --task",
+    "eval runs/done --suite blimp": "--suite blimp: name the folder of its files with --suite-data DIR",
+    "eval runs/done --suite babylm --suite-data runs --words": "--words True: has no effect on --suite babylm; remove it",
+    "eval runs/done --suite babylm --suite-data runs": r"--suite babylm: runs lacks all of its files: blimp \(blimp_filtered/\*",
+    "eval runs --suite glue-files --suite-data runs --partial": r".*runs lacks CoLA/dev.tsv .* named cola, sst2, .*; put",
     "generate runs/done --prompt a --limit 32": "prompt 1 of 1: its 1 tokens and --limit 32 are more than the model's "
     "32 positions; choose --limit 31 or less, or shorten the prompt$",
     "generate runs/done --prompts-file empty.txt": "empty.txt: ",

@@ -12,6 +12,8 @@ from zoo.generation.decoding_settings import Beams
 
 PASSED = ("batch", "stride", "length", "words", "field", "orders", "likelihood", "limit", "pmi", "tokens", "prefix")
 """Options that are passed on to `eval.tasks.task.Settings`."""
+SUITE_OPTIONS = ("run", "suite", "suite_data", "partial", "step", "batch", "precision", "json", "limit", "mesh", "machine")
+"""Options of all suites."""
 
 
 def evaluate(args: list[str]) -> int:
@@ -43,7 +45,7 @@ def evaluate(args: list[str]) -> int:
         Models that generate: responses, which are sampled and judged."""
         files: tuple[str, ...] = ()
         """Files of the task, or folders of them."""
-        suite: Literal["", "babylm", "blimp", "glue-files"] = ""
+        suite: Literal["babylm", "blimp", "glue-files"] | None = None
         """Suite of tasks to score, as one table. For glue-files RUN is a folder of runs with the names of its tasks: cola,
         sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli."""
         suite_data: str = ""
@@ -96,7 +98,8 @@ def evaluate(args: list[str]) -> int:
     options = parse(Evaluate, args=args, prog="zoo eval")
     if options.suite:
         return _score_suite(options, args)
-    require(not options.suite_data and not options.partial, "suite_data", options.suite_data, "it needs a --suite")
+    require(not options.suite_data, "suite_data", options.suite_data, "it needs a --suite")
+    require(not options.partial, "partial", options.partial, "it needs a --suite")
     return _score_task(options, args) if options.task else _score_run(options, args)
 
 
@@ -105,8 +108,13 @@ def _score_suite(options: Any, args: list[str]) -> int:
     from eval.suites import glue_files, suite_table
     from train.store import run_fetch
 
-    for name, default in (("task", ""), ("files", ()), ("adapter", "")):
-        require(getattr(options, name) == default, name, options.task or "...", "a suite has its own; leave it out")
+    own = ("tokens", "search") if options.suite == "glue-files" else ("likelihood", "orders")
+    used = (*SUITE_OPTIONS, *own)
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        text = " ".join(value) if isinstance(value, tuple) else "options" if dataclasses.is_dataclass(value) else value
+        unchanged = field.name in used or value == field.default
+        require(unchanged, field.name, text, f"has no effect on --suite {options.suite}; remove it")
     if not options.suite_data:
         raise BadInput(f"--suite {options.suite}: name the folder of its files with --suite-data DIR")
     # Neither needs JAX, so that absent files are listed at once.
@@ -125,7 +133,7 @@ def _score_suite(options: Any, args: list[str]) -> int:
     from eval.commands import run_suite
     from eval.tasks.task import Settings
 
-    names = ("batch", "likelihood", "orders", "limit", "tokens", "search")
+    names = ("batch", "limit", *own)
     return run_suite.run_suite(
         run,
         suite=options.suite,
