@@ -37,13 +37,14 @@ def scaling() -> Experiment:
     stage |= {"model.vocab": 512, "tokenizer.vocab": 512, "model.context": 128}
     # Few texts are read more than once, and dropout costs the smallest models most.
     stage |= {"model.dropout": 0.0, "model.embedding_dropout": 0.0}
+    control: Options = {**_options("1e10", 32), **FRESH}
     rare: Options = {"log.every": 50, "log.validate_every": 500, "checkpoint.every": 5_000}
     return Experiment(
         name="scaling",
         question="How large should a model be for a given number of FLOPs?",
         source=f"{KAPLAN} and {CHINCHILLA}",
         scale="GPT of {parameters} parameters and up to {tokens} tokens; the papers: up to 16B parameters and 500B tokens",
-        rows=(*rows, Row(name="fresh", label="fresh parameters (control)", overrides=FRESH, group="control")),
+        rows=(*rows, Row(name="fresh", label="fresh parameters (control)", overrides=control, group="control")),
         control="fresh",
         stages=(Stage(name="train", recipe="gpt-nano", overrides=stage, seconds=10.0),),
         budget="flops",
