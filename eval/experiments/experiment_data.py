@@ -1,8 +1,8 @@
 """The data of an experiment: its task files, and as text the embedded corpus, a fixed public one, or the user's own.
 
 A corpus is a folder with `train/` and `valid/`, in the forms that `--data.paths` reads. Task files are a folder with the
-published files of data sets, as `sst2/train.tsv`. A smoke test needs neither: its text is the embedded corpus, and its task
-files are generated from it, in the same formats.
+published files of a data set, as `multi30k/train.en.gz`. A smoke test needs neither: its text is the embedded corpus, and its
+task files are generated from it, in the same format.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ PUBLIC_SHA256 = "db6c523f8291149bd507ab511f159657a9534fd93875ba16cb65e62ca84c697
 """Digest of the `public` corpus, which `eval.experiments.public_corpus` builds from its sources."""
 EMBEDDED = "embedded"
 ANY = "any"
-TOY_EXAMPLES = {"train": 240, "valid": 60, "test": 60}
+TOY_EXAMPLES = {"train": 240, "val": 60, "test_2016_flickr": 60}
 """Examples of a generated task file."""
 
 
@@ -148,24 +148,18 @@ def document_texts(documents: Documents) -> Iterator[str]:
 
 
 def _write_tasks(folder: Path, text: str) -> None:
-    """Write task files in the formats of SST-2, TREC and Multi30k, made of the sentences of a text.
+    """Write task files in the form of Multi30k, made of the sentences of a text.
 
-    A sentence is "positive" if it has a comma, its question type is its number of words, and its "translation" is the
-    sentence with its words in reverse order: tasks that a small model can begin to learn.
+    The "translation" of a sentence has its words in reverse order: a task that a small model can begin to learn.
     """
     sentences = [" ".join(sentence.split()) for sentence in re.split(r"(?<=[.!?])\s+", text)]
     sentences = [sentence for sentence in sentences if 20 <= len(sentence) <= 90]
     start = 0
     for part, count in TOY_EXAMPLES.items():
         chosen, start = sentences[start : start + count], start + count
-        labelled = (f"{sentence}\t{int(',' in sentence)}\n" for sentence in chosen)
-        _write(folder / "sst2" / f"{'dev' if part == 'valid' else part}.tsv", labelled)
-        if part != "valid":
-            _write(folder / "trec" / f"{part}.txt", (f"{'LONG' if len(s.split()) > 10 else 'SHORT'}:words {s}\n" for s in chosen))
-        name = {"train": "train", "valid": "val", "test": "test_2016_flickr"}[part]
         reverse = (" ".join(reversed(sentence.split())) + "\n" for sentence in chosen)
         for language, lines in (("en", (f"{sentence}\n" for sentence in chosen)), ("de", reverse)):
-            _write(folder / "multi30k" / f"{name}.{language}.gz", lines)
+            _write(folder / "multi30k" / f"{part}.{language}.gz", lines)
     _write(folder / "multi30k" / "done", ())
 
 

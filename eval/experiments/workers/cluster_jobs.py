@@ -36,7 +36,7 @@ def run_on_slurm(grid: Grid, folder: Path, words: Sequence[str], resources: Reso
     (folder / node_status.LOGS).mkdir(parents=True, exist_ok=True)
     if not queued():
         _call(["bash", "-s"], cluster_scripts.slurm_script(grid, folder, words, resources))
-    _follow(grid, folder, queued)
+    _follow_interruptibly(grid, folder, queued)
     return missing_lines(grid, folder)
 
 
@@ -62,7 +62,7 @@ def run_on_kubernetes(grid: Grid, folder: Path, words: Sequence[str], resources:
         if not active():
             _call(["kubectl", "delete", "jobset", name, "--ignore-not-found"])
             _call(["kubectl", "apply", "--filename=-"], json.dumps(content))
-        _follow(grid, folder, active)
+        _follow_interruptibly(grid, folder, active)
     return missing_lines(grid, folder)
 
 
@@ -79,9 +79,19 @@ def missing_lines(grid: Grid, folder: Path) -> list[str]:
     return lines
 
 
+def _follow_interruptibly(grid: Grid, folder: Path, active: Callable[[], bool]) -> None:
+    try:
+        _follow(grid, folder, active)
+    except KeyboardInterrupt:
+        print("! the jobs go on; the same command follows them again", file=sys.stderr, flush=True)
+        raise
+
+
 def _follow(grid: Grid, folder: Path, active: Callable[[], bool]) -> None:
     """Show which nodes end, until no job is active."""
-    failures, ended = 0, {node.name for node in grid.nodes if node_status.is_done(node, folder)}
+    earlier = {node.name: node_status.failed_attempt(node, folder) for node in grid.nodes}
+    ended = {node.name for node in grid.nodes if node_status.is_done(node, folder)}
+    failures = 0
     with RunProgress(grid, folder) as progress:
         while True:
             try:
@@ -91,10 +101,14 @@ def _follow(grid: Grid, folder: Path, active: Callable[[], bool]) -> None:
                 if failures > FAILURES:
                     raise
                 is_active = True
-            for node in grid.nodes:
-                if node.name not in ended and node_status.is_done(node, folder):
+            for node in (node for node in grid.nodes if node.name not in ended):
+                done, attempt = node_status.is_done(node, folder), node_status.failed_attempt(node, folder)
+                if done:
                     ended.add(node.name)
                     progress.ended(node, True, f"{len(ended)} of {len(grid.nodes)}")
+                elif attempt not in (None, earlier[node.name]):
+                    earlier[node.name] = attempt
+                    progress.ended(node, False, node_status.node_failure(node, folder))
             if not is_active:
                 return
             progress.update([node.name for node in grid.nodes if node.name not in ended and node_status.is_begun(node, folder)])

@@ -46,7 +46,7 @@ def experiment(args: list[str]) -> int:
         corpus_digest: str = ""
         """SHA-256 that --corpus must have; empty = that of the tier's; "any" = another corpus, which the page then names."""
         tasks: str = ""
-        """Folder of the published task files (sst2/, trec/, multi30k/); smoke generates its own."""
+        """Folder of the published task files (multi30k/); smoke generates its own."""
         plan: bool = False
         """Print runs, FLOPs and minutes, and run nothing."""
         rate: float = 0.0

@@ -188,6 +188,26 @@ def test_jobs_in_the_queue_are_followed_and_not_submitted_again(cluster: Path, m
     assert len(left) == 7 and not lines(cluster / "jobs.log") and (cluster / "asked").read_text() == "4\n"
 
 
+def test_a_failure_is_shown_when_it_happens_and_an_interruption_leaves_the_jobs(
+    cluster: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid, asked = small_grid(), [0]
+
+    def active() -> bool:
+        asked[0] += 1
+        if asked[0] == 2:
+            node_status.note_failure(grid.nodes[0], cluster, "no text")
+        if asked[0] == 4:
+            raise KeyboardInterrupt
+        return True
+
+    (cluster / "logs").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        cluster_jobs._follow_interruptibly(grid, cluster, active)
+    lines_shown = capsys.readouterr().err.splitlines()
+    assert lines_shown == ["tokenizer FAILED: no text", "! the jobs go on; the same command follows them again"]
+
+
 def test_the_script_is_valid_whatever_the_folder_is_called(tmp_path: Path) -> None:
     for name in ("it's here", 'a "quoted" $(folder)', "a\\b;c"):
         folder = tmp_path / name
