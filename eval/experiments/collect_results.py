@@ -75,7 +75,8 @@ def read_interpretation(folder: Path) -> str:
 
 def experiment_command(grid: Grid) -> str:
     """Return the command that runs an experiment, with DIR, CORPUS and TASKS for the folders on the reader's machine."""
-    words = ["zoo", "experiment", grid.experiment.name, "DIR", "--tier", grid.tier, "--seeds", str(len(grid.seeds))]
+    words = ["zoo", "experiment", grid.experiment.name, "DIR", "--tier", grid.tier]
+    words += ["--pilot"] if grid.experiment.is_pilot else ["--seeds", str(len(grid.seeds))]
     declared, (kind, _, digest) = grid.experiment.tiers[grid.tier].corpus, grid.files.corpus.partition(" ")
     if kind == EMBEDDED:
         words += [] if declared == EMBEDDED else ["--corpus", EMBEDDED, "--corpus-digest", ANY]
@@ -108,6 +109,7 @@ def collect_results(grid: Grid, registration: Mapping[str, Any], folder: Path) -
     for claim in claims:
         if problem := problems.get(claim["id"]):
             claim |= {"verdict": "not testable", "reason": problem}
+            claim["metrics"] = [item | {"verdict": "not testable"} for item in claim.get("metrics", ())]
     preregistration.add_edited_fields(claims, registration)
     sizes = _sizes(grid, folder, cells)
     return {

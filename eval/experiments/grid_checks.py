@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+from eval.experiments.analysis.significance_tests import FEWEST_SEEDS
 from eval.experiments.cost_estimates import Cost
 from eval.experiments.declaration import Budget, Claim
 from eval.experiments.grid import Grid, Node
@@ -43,6 +44,14 @@ def check_grid(grid: Grid, costs: Callable[[], Mapping[str, Cost]]) -> None:
         check_budgets(grid, {name: cost.flops for name, cost in by_node.items()}, "FLOPs")
     elif grid.experiment.budget == "input_tokens":
         check_budgets(grid, {node.name: input_positions(node) for node in grid.nodes}, "input tokens")
+
+
+def few_seeds(grid: Grid) -> str:
+    """Return a notice if the grid has too few seeds for a verdict; "" for `smoke`, for pilots, and for judges of fits."""
+    is_judged = grid.tier != "smoke" and grid.experiment.claims and grid.experiment.judge is None
+    if not is_judged or len(grid.seeds) >= FEWEST_SEEDS:
+        return ""
+    return f"{len(grid.seeds)} seed{'s' * (len(grid.seeds) > 1)}: no claim gets a verdict, which needs {FEWEST_SEEDS}"
 
 
 def input_positions(node: Node) -> int:

@@ -24,7 +24,7 @@ from zoo.errors import cannot_write
 from zoo.file_access import LARGEST_JSON, read_regular, refuse_links_out
 
 LOCK = "experiment.lock"
-OWN = (LOCK, node_status.LOGS, RUNS, "files")
+OWN = ("pilot", LOCK, node_status.LOGS, RUNS, "files")
 """Names of an experiment's files and folders, of which none may be a link out of its folder."""
 POLL = 0.25
 """Seconds between two looks at the running processes."""

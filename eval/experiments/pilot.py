@@ -14,8 +14,9 @@ from typing import Any
 
 from eval.experiments.analysis import significance_tests
 from eval.experiments.analysis.seed_values import sign_of_better
-from eval.experiments.analysis.significance_tests import LEVEL, Design
+from eval.experiments.analysis.significance_tests import FEWEST_SEEDS, LEVEL, Design
 from eval.experiments.declaration import Claim, Experiment, Row, Times
+from eval.experiments.preregistration import read_registration
 from zoo.errors import BadInput
 from zoo.json_shapes import read_shaped_json
 
@@ -23,7 +24,7 @@ FOLDER = "pilot"
 RATE = "optim.lr"
 SHAPE = {
     "registration": {"seeds": [int], "hash": str},
-    "cells": [{"row": str, "stage": str, "status": str, "scores": {str: object}}],
+    "cells": [{"row": str, "seed": int, "stage": str, "status": str, "scores": {str: object}}],
 }
 SEPARATOR = "-rate"
 """Between the name of a row and the factor of its rate, in the names of the pilot's rows."""
@@ -41,36 +42,53 @@ def pilot_experiment(experiment: Experiment, tier: str) -> Experiment:
                 f"experiment {experiment.name}, row {row.name}: it has its own {RATE}, which the pilot chooses; remove it"
             )
         rows += [_with_rate(row, factor, name=f"{row.name}{SEPARATOR}{factor:g}") for factor in settings.rates]
-    tiers = {tier: dataclasses.replace(settings, rows=(), rates=(), seeds=len(settings.pilot_seeds))}
-    return dataclasses.replace(experiment, rows=tuple(rows), claims=(), forecast={}, tiers=tiers, judge=None)
+    tiers = {tier: dataclasses.replace(settings, rows=(), rates=(), looks=(), seeds=len(settings.pilot_seeds))}
+    question = f"Pilot: which learning rate suits each row? For the question: {experiment.question}"
+    fields: dict[str, Any] = {"claims": (), "forecast": {}, "judge": None, "is_pilot": True}
+    return dataclasses.replace(experiment, rows=tuple(rows), tiers=tiers, question=question, **fields)
 
 
 def finished_pilot(folder: Path) -> dict[str, Any] | None:
     """Return the result of the pilot of an experiment's folder; None if it has not been run to the end.
 
+    A run that diverged has ended, and so have the stages after it, which it has not.
+
     Raises:
-        BadInput: its experiment.json is damaged.
+        BadInput: its experiment.json is damaged, or is not of the registration beside it.
     """
-    result = read_shaped_json(folder / FOLDER / "experiment.json", SHAPE, "run the pilot again")
-    unfinished = ("missing", "failed")
-    return None if result is None or any(cell["status"] in unfinished for cell in result["cells"]) else result
+    path = folder / FOLDER / "experiment.json"
+    result = read_shaped_json(path, SHAPE, "run the pilot again")
+    if result is None:
+        return None
+    if result["registration"]["hash"] != read_registration(folder / FOLDER)["hash"]:
+        raise BadInput(f"{path} is not of the registration beside it; write it again with --pilot --render")
+    diverged = {(cell["row"], cell["seed"]) for cell in result["cells"] if cell["status"] == "diverged"}
+    is_open = any(
+        cell["status"] == "failed"
+        or (cell["status"] == "missing" and not {(cell["row"], cell["seed"]), ("", cell["seed"])} & diverged)
+        for cell in result["cells"]
+    )
+    return None if is_open else result
 
 
-def read_pilot(experiment: Experiment, tier: str, result: Mapping[str, Any]) -> dict[str, Any]:
+def read_pilot(experiment: Experiment, tier: str, result: Mapping[str, Any], seeds: int) -> dict[str, Any]:
     """Return the part of the registration that the pilot determines, from the pilot's experiment.json.
 
     `rows` has for each row the chosen `factor` of the learning rate, the `values` of each factor over the pilot's seeds in the
-    metric of the first claim about the row (or else of the first claim), and by metric the standard deviation over seeds, `sd`,
-    pooled over the factors whose seeds all have a value. `power` has for each claim the chance that the seeds of the tier find a
-    difference of the claim's margin, or show an equivalence of equal rows, at these standard deviations.
+    metric of the first claim, by which all rows are tuned, and by metric the standard deviation over seeds, `sd`, pooled over the
+    factors whose seeds all have a value. `power` has for each claim the chance that the grid's seeds find a difference of the
+    claim's margin, or show an equivalence of equal rows, at these standard deviations.
+
+    Args:
+        seeds: number of the grid's seeds.
 
     Raises:
         BadInput: no rate of a row has a value for every seed.
     """
-    seeds = list(result["registration"]["seeds"])
     rows: dict[str, Any] = {}
+    claim = experiment.claims[0]
+    metric, is_lower_better = claim.metric, sign_of_better(claim.metric, claim.better) < 0
     for row in experiment.tier_rows(tier):
-        metric, is_lower_better = _tuned_metric(experiment, row.name)
         values = _complete_values(experiment, tier, result, row.name, metric)
         if not values:
             raise BadInput(
@@ -82,8 +100,14 @@ def read_pilot(experiment: Experiment, tier: str, result: Mapping[str, Any]) -> 
             for other in dict.fromkeys(part.metric for claim in experiment.claims for part in claim.by_metric)
         }
         rows[row.name] = {"factor": float(best), "metric": metric, "values": values, "sd": by_metric}
-    power = {claim.id: _planned_power(experiment, tier, claim, rows) for claim in experiment.tier_claims(tier)}
-    return {"seeds": seeds, "hash": result["registration"]["hash"], "rows": rows, "power": power}
+    power = {claim.id: _planned_power(experiment, tier, claim, rows, seeds) for claim in experiment.tier_claims(tier)}
+    return {
+        "seeds": list(result["registration"]["seeds"]),
+        "power_seeds": seeds,
+        "hash": result["registration"]["hash"],
+        "rows": rows,
+        "power": power,
+    }
 
 
 def tuned_experiment(experiment: Experiment, tier: str, pilot: Mapping[str, Any], seeds: Sequence[int]) -> Experiment:
@@ -114,7 +138,7 @@ def tuned_experiment(experiment: Experiment, tier: str, pilot: Mapping[str, Any]
 
 def planning_lines(experiment: Experiment, tier: str, pilot: Mapping[str, Any]) -> list[str]:
     """Return what the pilot found, a line for each row and claim."""
-    seeds = experiment.tiers[tier].seeds
+    seeds = pilot["power_seeds"]
     lines = [
         f"{name}: {row['factor']:g} times the rate; {row['metric']} "
         + ", ".join(f"{statistics.mean(values):.4f} at {factor}" for factor, values in row["values"].items())
@@ -122,8 +146,8 @@ def planning_lines(experiment: Experiment, tier: str, pilot: Mapping[str, Any]) 
     ]
     for claim in experiment.tier_claims(tier):
         if (power := pilot["power"][claim.id]) is not None:
-            shown = f"equal rows as equivalent within {claim.margin:g}" if claim.kind == "equivalent" else f"{claim.margin:g}"
-            lines.append(f"{claim.id}: {seeds} seeds find {shown} in {power:.0%} of the cases")
+            effect = f"equal rows equivalent within {claim.margin:g}" if claim.kind == "equivalent" else f"{claim.margin:g}"
+            lines.append(f"{claim.id}: {seeds} seeds find {effect} in {power:.0%} of the cases")
     return lines
 
 
@@ -146,15 +170,15 @@ def _complete_values(
     return {factor: numbers for factor, numbers in values.items() if len(numbers) == len(result["registration"]["seeds"])}
 
 
-def _planned_power(experiment: Experiment, tier: str, claim: Claim, rows: Mapping[str, Any]) -> float | None:
-    """Return the power of a claim; None for paired seeds, whose differences have a deviation of their own, and without one."""
-    deviations = [rows[name]["sd"].get(claim.metric) for name in (claim.row, *claim.reference) if name in rows]
-    known = [deviation for deviation in deviations if deviation]
-    if claim.paired or len(known) < 2:
+def _planned_power(experiment: Experiment, tier: str, claim: Claim, rows: Mapping[str, Any], seeds: int) -> float | None:
+    """Return the power of a claim; None for too few seeds, and for pairs, whose differences have a deviation of their own."""
+    deviations = [sd for name in (claim.row, *claim.reference) if name in rows and (sd := rows[name]["sd"].get(claim.metric))]
+    if claim.paired or len(deviations) < 2 or seeds < FEWEST_SEEDS:
         return None
-    seeds = experiment.tiers[tier].seeds
     tests = sum(len(other.by_metric) for other in experiment.tier_claims(tier))
-    design = Design(counts=(seeds, seeds), deviations=(known[0], max(known[1:])), alpha=LEVEL / tests, least=max(known))
+    design = Design(
+        counts=(seeds, seeds), deviations=(deviations[0], max(deviations[1:])), alpha=LEVEL / tests, least=max(deviations)
+    )
     power = significance_tests.power_of_equivalence if claim.kind == "equivalent" else significance_tests.power_of_direction
     return power(claim.margin, design)
 
@@ -162,19 +186,13 @@ def _planned_power(experiment: Experiment, tier: str, claim: Claim, rows: Mappin
 def _largest_deviation(claim: Claim, metric: str, rows: Mapping[str, Any]) -> float | None:
     if claim.paired:
         return None
-    known = [rows[name]["sd"].get(metric) for name in (claim.row, *claim.reference) if name in rows]
-    return max((deviation for deviation in known if deviation), default=None)
+    deviations = [rows[name]["sd"].get(metric) for name in (claim.row, *claim.reference) if name in rows]
+    return max((deviation for deviation in deviations if deviation), default=None)
 
 
 def _with_rate(row: Row, factor: float, name: str = "") -> Row:
     label = f"{row.label}, {factor:g} times the rate" if name else row.label
     return dataclasses.replace(row, name=name or row.name, label=label, overrides={**row.overrides, RATE: Times(factor)})
-
-
-def _tuned_metric(experiment: Experiment, row: str) -> tuple[str, bool]:
-    """Return the metric by which a row is tuned, and whether lower is better."""
-    about = [claim for claim in experiment.claims if row in (claim.row, *claim.reference)] or list(experiment.claims)
-    return about[0].metric, sign_of_better(about[0].metric, about[0].better) < 0
 
 
 def _pooled_deviation(groups: Iterable[Sequence[float]]) -> float | None:

@@ -23,7 +23,7 @@ from train.run.run_dir import write_json
 from zoo.errors import BadInput
 from zoo.json_shapes import read_shaped_json
 
-FIXED = ("name", "tier", "seeds", "budget", "control", "rows", "tokenizer", "corpus", "tasks", "pilot")
+FIXED = ("name", "tier", "seeds", "budget", "control", "rows", "tokenizer", "corpus", "tasks", "pilot", "looks")
 """Parts that a later start may not change."""
 PACKAGES = ("jax", "numpy", "scipy")
 """Packages that runs and verdicts depend on, whose versions are registered."""
@@ -96,11 +96,23 @@ def register_grid(grid: Grid, folder: Path) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, current)
         return in_force(current, current["claims"], [])
-    if different := [name for name in FIXED if registered.get(name) != current[name]]:
-        details = "; ".join(_difference(name, registered.get(name), current[name]) for name in different)
-        raise BadInput(f"{folder} has another registration: {details}; choose another folder, or these values")
+    check_fixed(registered, current, folder)
     registered, edits = _record_edits(folder, registered, _edits(registered, current))
     return in_force(registered, current["claims"], edits)
+
+
+def check_fixed(registered: Mapping[str, Any], current: Mapping[str, Any], folder: Path, *, free: Sequence[str] = ()) -> None:
+    """Refuse a registration that differs from that of a folder in a part that a later start may not change.
+
+    Args:
+        free: parts that may differ, because they are not known yet.
+
+    Raises:
+        BadInput: names what changed.
+    """
+    if different := [name for name in FIXED if name not in free and registered.get(name) != current.get(name)]:
+        details = "; ".join(_difference(name, registered.get(name), current[name]) for name in different)
+        raise BadInput(f"{folder} has another registration: {details}; choose another folder, or these values")
 
 
 def in_force(registered: Mapping[str, Any], claims: Sequence[Any], edits: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -136,7 +148,8 @@ def record_tokenizer(registration: Mapping[str, Any], digest: str, folder: Path)
         return dict(registration)
     if recorded:
         return add_edits(registration, [edit_entry(ALL_CLAIMS, "tokenizer", recorded[0], digest)], folder)
-    sealed = append_record(registration["sealed"], {"date": _today(), "tokenizer": digest})
+    # Read again: another command may have appended a record in the meantime.
+    sealed = append_record(read_registration(folder), {"date": _today(), "tokenizer": digest})
     write_json(folder / FILE, sealed)
     return in_force(sealed, registration["claims"], registration["edits"])
 
@@ -164,7 +177,7 @@ def _record_edits(
     """Return the registration with a record of the edits that are new, which is written, and the edits with their dates."""
     dates = {_key(edit): record["date"] for record in registered.get("records", []) for edit in record.get("edits", [])}
     if new := [dict(edit) for edit in edits if _key(edit) not in dates]:
-        registered = append_record(registered, {"date": _today(), "edits": new})
+        registered = append_record(read_registration(folder), {"date": _today(), "edits": new})
         write_json(folder / FILE, registered)
     return registered, [{**edit, "date": dates.get(_key(edit), _today())} for edit in edits]
 

@@ -85,8 +85,8 @@ def split_corpus(data: TextData) -> tuple[Documents, Documents]:
 def sample_share(documents: Documents, share: float, seed: int) -> Documents:
     """Return about the share of the bytes of documents, for `--data.take`; with 1 the documents themselves.
 
-    The sample consists of pieces of `PIECE` bytes at random places, which end with a word; adjacent pieces remain one text, and
-    every gap begins a new document. With equal seeds, a smaller share is a part of a larger one.
+    The sample consists of pieces of `PIECE` bytes at random places, which end with a word if one ends near enough. Adjacent
+    pieces remain one text, and every gap begins a new document. With equal seeds, a smaller share is a part of a larger one.
 
     Raises:
         BadInput: the share is less than half a piece.
@@ -114,19 +114,30 @@ def _sampled(read: Callable[[], Iterator[Document]], numbers: np.ndarray) -> Ite
 
 
 def _pieces(chunks: Iterable[Document]) -> Iterator[tuple[int, Document]]:
-    """Yield (number of the piece, its text in a chunk): a chunk is cut after the first white space behind each `PIECE` bytes."""
+    """Yield (number of the piece, its text in a chunk): a chunk is cut after the first white space behind each `PIECE` bytes.
+
+    Without white space in the next piece, as in Chinese, it is cut between two characters.
+    """
     first = 0
     for chunk in chunks:
         raw, start = chunk.text.encode(), 0
         while True:
             number = (first + start) // PIECE
-            space = WHITE_SPACE.search(raw, max((number + 1) * PIECE - first - 1, start))
-            end = space.end() if space else len(raw)
+            boundary = max((number + 1) * PIECE - first, start + 1)
+            space = WHITE_SPACE.search(raw, boundary - 1, boundary + PIECE)
+            end = space.end() if space else _next_character(raw, boundary)
             yield number, Document(chunk.name, raw[start:end].decode(), chunk.last and end == len(raw))
             start = end
             if start == len(raw):
                 break
         first += len(raw)
+
+
+def _next_character(raw: bytes, position: int) -> int:
+    """Return the first place from `position` on at which a character of UTF-8 begins, or the end."""
+    while position < len(raw) and raw[position] & 0xC0 == 0x80:
+        position += 1
+    return min(position, len(raw))
 
 
 def read_documents(paths: Sequence[str], data: TextData, limit: int = 0) -> Documents:

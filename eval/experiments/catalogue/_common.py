@@ -130,5 +130,5 @@ def translation_tiers(smoke_rows: Sequence[str], nano_rows: tuple[str, ...]) -> 
         "smoke": smoke(*smoke_rows, tasks="generated", pretrain=SMALL_T5, translate=TRANSLATE_SMOKE),
         "nano": small,
         "night": night(small),
-        "paper": paper("t5", seeds=1, translate={"steps": 32_768}),
+        "paper": paper("t5", seeds=1, pretrain={"model.layers": 12, "model.decoder_layers": 12}, translate={"steps": 32_768}),
     }

@@ -3,7 +3,7 @@
 import dataclasses
 
 from eval.experiments.catalogue._common import FRESH, TRANSLATE, claim, pretraining, table_row, translation_tiers
-from eval.experiments.declaration import Experiment, Options, Row
+from eval.experiments.declaration import Experiment, Options, Row, Times
 
 SOURCE = "Raffel et al. 2020, table 2"
 COLUMNS = ("GLUE", "CNN/DM", "SQuAD EM", "SuperGLUE")
@@ -17,7 +17,15 @@ def architectures() -> Experiment:
     rows = (
         _row("encdec", "encoder-decoder", {}, 83.28, 19.24, 80.88, 71.36),
         _row("shared", "encoder and decoder share parameters", {"model.architecture": "shared"}, 82.81, 18.78, 80.63, 70.73),
-        _row("half", "half the layers", {"model.layers": 2, "model.decoder_layers": 2}, 80.88, 18.97, 77.59, 68.42),
+        _row(
+            "half",
+            "half the layers",
+            {"model.layers": Times(0.5), "model.decoder_layers": Times(0.5)},
+            80.88,
+            18.97,
+            77.59,
+            68.42,
+        ),
         _row("lm", "language model", language_model, 74.70, 17.93, 61.14, 55.02, causal=True),
         _row("prefix_lm", "prefix language model", DECODER, 81.82, 18.61, 78.94, 68.11),
         _row("encdec_lm", "encoder-decoder, language modelling", {"denoising.kind": "prefix"}, 79.56, 18.59, 76.02, 64.29),

@@ -41,7 +41,7 @@ def batch_size() -> Experiment:
         scale="RoBERTa of {parameters} parameters and {tokens} tokens; the paper: 125M parameters",
         rows=(*rows, FRESH_ROW),
         control="fresh",
-        stages=(pretraining("roberta-nano", {"optim.warmup": 0.1}),),
+        stages=(pretraining("roberta-nano"),),
         budget="input_tokens",
         claims=tuple(claims),
         tiers={

@@ -25,6 +25,8 @@ def distil() -> Experiment:
             label="the same student without a teacher",
             overrides={"objective": "masked"},
             without=("teacher",),
+            # No claim is about it, and its budget lacks the teacher's.
+            group="alone",
         ),
         Row(
             name="untrained",

@@ -20,7 +20,6 @@ def permutation() -> Experiment:
             recipes={"pretrain": "bert-nano"},
             overrides={"model.types": 3, "model.memory": None, "model.reuse": None},
         ),
-        _row("k7", "XLNet, K = 7", {"permutation.predictions": 18, "permutation.context": 7.0}, 66.05, 81.33, 85.84, 92.66),
         _row("no_memory", "without memory", {"model.memory": 0, "permutation.ordered": True}, 65.55, 80.15, 85.32, 92.78),
         _row("no_spans", "without span-based prediction", {"permutation.spans": False}, 65.95, 80.61, 85.49, 93.12),
         _row("one_way", "without bidirectional data", {"permutation.bidirectional": False}, 66.34, 80.65, 85.31, 92.66),

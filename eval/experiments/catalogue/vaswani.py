@@ -4,7 +4,7 @@ import dataclasses
 import functools
 
 from eval.experiments.catalogue._common import FRESH_ROW, SMALL_T5, TINY, claim, nano, night, smoke, table_row
-from eval.experiments.declaration import Experiment, Options, Stage, Tier
+from eval.experiments.declaration import Experiment, Options, Stage, Tier, Times
 
 SOURCE = "Vaswani et al. 2017, table 3"
 PAIRS: Options = {
@@ -28,9 +28,9 @@ def vaswani() -> Experiment:
         _row("layers_1", "1 layer (the paper: 2 of 6)", {"model.layers": 1}, 6.11, 23.7),
         _row("heads_1", "1 head", {"model.heads": 1}, 5.29, 24.9),
         _row("heads_16", "16 heads", {"model.heads": 16}, 4.91, 25.8),
-        _row("head_dim", "heads of a quarter of the size (the paper: 16 of 64)", {"model.head_dim": 8}, 5.16, 25.1),
-        _row("width_half", "half the width", {"model.width": 128}, 5.75, 24.5),
-        _row("ffn_double", "twice the feed-forward width", {"model.ffn": 2048}, 4.75, 26.2),
+        _row("head_dim", "heads of a quarter of the size (the paper: 16 of 64)", {"model.head_dim": 4}, 5.16, 25.1),
+        _row("width_half", "half the width", {"model.width": Times(0.5)}, 5.75, 24.5),
+        _row("ffn_double", "twice the feed-forward width", {"model.ffn": Times(2.0)}, 4.75, 26.2),
         _row("dropout_0", "no dropout", {"model.dropout": 0.0}, 5.77, 24.6),
         _row("smoothing_0", "no label smoothing", {"label_smoothing": 0.0}, 4.67, 25.3),
         _row("learned", "learned positions", {"model.positions": "learned"}, 4.92, 25.7),
@@ -62,7 +62,7 @@ def vaswani() -> Experiment:
         ),
         budget="input_tokens",
         claims=(
-            claim("layers_1_above_base", "layers_1 > base", "One layer has a higher loss than three.", 0.217, **loss),
+            claim("layers_1_above_base", "layers_1 > base", "One layer has a higher loss than the base.", 0.217, **loss),
             claim("dropout_0_above_base", "dropout_0 > base", "Without dropout the loss is higher.", 0.159, **loss),
             claim("smoothing_0_below_base", "smoothing_0 < base", "Without smoothing the loss is lower ...", -0.052, **loss),
             claim("smoothing_0_bleu", "smoothing_0 < base", "... and the translations are worse.", -0.5, **bleu),

@@ -93,7 +93,8 @@ def slurm_script(grid: Grid, folder: Path, words: Sequence[str], resources: Reso
     blocks = [
         f"#!/bin/bash\n# {grid.experiment.name}, tier {grid.tier}: bash THIS_FILE, with `zoo` on PATH; all see its folder.\n"
         "# Other options of sbatch (partition, account) are read from its variables, such as SBATCH_PARTITION.\n"
-        f'set -euo pipefail\noptions=({shlex.join(options)} --time="${{SBATCH_TIMELIMIT:-24:00:00}}")\nafter=()\n'
+        f"set -euo pipefail\nmkdir -p {shlex.quote(str(folder.resolve() / node_status.LOGS))}\n"
+        f'options=({shlex.join(options)} --time="${{SBATCH_TIMELIMIT:-24:00:00}}")\nafter=()\n'
     ]
     for number, nodes in enumerate(missing_levels(grid, folder)):
         blocks.append(
@@ -133,17 +134,19 @@ def job_set(
     script = (
         f'nodes=({" ".join(node.name for node in nodes)})\nexec {shlex.join(words)} --node "${{nodes[$JOB_COMPLETION_INDEX]}}"\n'
     )
+    top = folder.resolve()
     needs = {"cpu": str(resources.cpus), "memory": f"{resources.memory}Gi"}
     needs |= {"nvidia.com/gpu": str(resources.gpus)} if resources.gpus else {}
     container = {
         "name": "zoo",
         "image": resources.image,
-        "workingDir": str(folder.resolve()),
+        "workingDir": str(top),
         "command": ["bash", "-c", script],
         # A limit in Kubernetes is of time, and does not change the number of cores that XLA counts.
         "env": [{"name": THREADS_VARIABLE, "value": str(resources.cpus)}],
         "resources": {"requests": needs, "limits": needs},
-        "volumeMounts": [{"name": "shared", "mountPath": str(folder.resolve().parent)}],
+        # A pilot is in a folder of the experiment, whose parent is the volume.
+        "volumeMounts": [{"name": "shared", "mountPath": str((top.parent if grid.experiment.is_pilot else top).parent)}],
     }
     pod = {
         "restartPolicy": "Never",

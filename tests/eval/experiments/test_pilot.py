@@ -49,7 +49,7 @@ def test_a_pilot_has_each_row_at_each_rate_and_other_seeds() -> None:
 
 
 def test_the_best_rate_of_which_every_seed_has_a_value_is_chosen() -> None:
-    chosen = pilot.read_pilot(declared(), "smoke", result(LOSSES))
+    chosen = pilot.read_pilot(declared(), "smoke", result(LOSSES), 5)
     assert {name: row["factor"] for name, row in chosen["rows"].items()} == {"a": 0.5, "b": 2.0, "none": 1.0}
     assert chosen["rows"]["a"]["sd"]["pretrain/loss"] == pytest.approx(0.02**0.5)
     assert chosen["rows"]["b"]["sd"]["pretrain/loss"] == pytest.approx(0.1) and 0 < chosen["power"]["b_below_a"] < 0.1
@@ -66,11 +66,11 @@ def test_the_best_rate_of_which_every_seed_has_a_value_is_chosen() -> None:
 
 @pytest.mark.planted
 def test_wrong_pilots_are_refused() -> None:
-    chosen = pilot.read_pilot(declared(), "smoke", result(LOSSES))
+    chosen = pilot.read_pilot(declared(), "smoke", result(LOSSES), 5)
     with pytest.raises(BadInput, match="seed 1000 is one of the pilot's"):
         pilot.tuned_experiment(declared(), "smoke", chosen, (0, 1000))
     with pytest.raises(BadInput, match="no rate of the row a has pretrain/loss for every seed"):
-        pilot.read_pilot(declared(), "smoke", result(LOSSES | {"a-rate0.5": (3.0, None)}))
+        pilot.read_pilot(declared(), "smoke", result(LOSSES | {"a-rate0.5": (3.0, None)}), 5)
     with pytest.raises(BadInput, match=r"row b: it has its own optim\.lr, which the pilot chooses"):
         pilot.pilot_experiment(declared(**with_row("b", **{"optim.lr": 2e-3})), "smoke")
     with pytest.raises(BadInput, match=r"tier smoke: its rates are multiples of optim\.lr of the stage pretrain; set it"):
@@ -78,17 +78,29 @@ def test_wrong_pilots_are_refused() -> None:
 
 
 def test_a_grid_follows_its_pilot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The second command finds the pilot finished; the grid's registration has its result."""
+    """The second command finds the pilot finished, though a rate diverged; the grid's registration has its result."""
     monkeypatch.setattr(node_process, "PROGRAM", (sys.executable, "-c", STAND_IN))
     monkeypatch.setattr(grid_runner, "POLL", 0.01)
     monkeypatch.setattr(catalogue, "find_experiment", lambda _: declared())
     words = ("experiment", "small", str(tmp_path), "--tier", "smoke")
+    assert call(capsys, *words, "--node", "tokenizer").stderr.startswith("zoo: --node tokenizer: the pilot in")
+    (tmp_path / "pilot").mkdir()
+    (tmp_path / "pilot/fail-a-rate2-pretrain-1000").write_text("3 steps in a row had a non-finite loss or gradient")
     first = call(capsys, *words, "--pilot")
     assert first.code == 0 and first.stdout.startswith("pilot: 2 learning rates for each row, seeds 1000, 1001\n")
-    assert not (tmp_path / "runs").exists() and len([*(tmp_path / "pilot/runs").iterdir()]) == 11
+    assert not (tmp_path / "runs").exists() and len([*(tmp_path / "pilot/runs").glob("*/scores.json")]) == 10
     assert call(capsys, *words).code == 0
     registered = json.loads((tmp_path / "registration.json").read_text())
     trial = json.loads((tmp_path / "pilot/registration.json").read_text())
     assert registered["pilot"]["hash"] == trial["hash"] and registered["seeds"] == [0, 1, 2]
-    assert registered["pilot"]["rows"]["a"]["values"] == {"0.5": [1.5, 1.5], "2": [1.5, 1.5]}
+    assert registered["pilot"]["rows"]["a"]["values"] == {"0.5": [1.5, 1.5]}
+    assert registered["pilot"]["power_seeds"] == 3
     assert call(capsys, *words, "--render").code == 0
+    # The pilot of another grid, and one that is not of its registration.
+    trial = json.loads((tmp_path / "pilot/experiment.json").read_text())
+    monkeypatch.setattr(catalogue, "find_experiment", lambda _: declared(**with_row("b", **{"data.batch": 16, "steps": 2})))
+    assert "has another registration: row b-rate0.5" in call(capsys, *words).stderr
+    monkeypatch.setattr(catalogue, "find_experiment", lambda _: declared())
+    trial["registration"]["hash"] = "0" * 64
+    (tmp_path / "pilot/experiment.json").write_text(json.dumps(trial))
+    assert "is not of the registration beside it" in call(capsys, *words).stderr

@@ -225,6 +225,12 @@ def test_a_share_is_random_pieces_that_end_with_words(sizes, share):
     assert sampled(whole, 1.0).text_bytes == total
 
 
+def test_a_share_of_text_without_white_space_is_cut_between_characters():
+    whole = [corpus.Document("a", "\u9de8" * 40_000, True)]
+    part = sampled(whole, 0.1)
+    assert abs(part.text_bytes - 12_000) <= 2 * corpus.PIECE and {*"".join(texts(part))} == {"\u9de8"}
+
+
 def documents_of(chunks):
     """Yield the chunks of each document."""
     group = []

@@ -1,6 +1,7 @@
 """The command `zoo experiment`."""
 
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -8,6 +9,7 @@ from typing import Annotated, Any, Literal
 from zoo.cli.commands.train import parse_options
 from zoo.cli.option_parser import parse
 from zoo.errors import BadInput, printable, require
+from zoo.file_access import refuse_links_out
 
 HANDOVERS = ("plan", "commands", "node", "render")
 GRID_OPTIONS = ("pilot", "tier", "seeds", "corpus", "corpus_digest", "tasks")
@@ -38,7 +40,7 @@ def experiment(args: list[str]) -> int:
         folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
         """Folder of the experiment: its runs, its registration, experiment.json and the page."""
         tier: str = "nano"
-        """Scale. smoke: minutes, to try it; nano: about an hour on two cores; night: a night; paper: the paper's."""
+        """Scale. smoke: minutes, to try it; nano: an hour or two on two cores; night: ten times that; paper: the paper's."""
         seeds: int = 0
         """Number of seeds, from 0 on; 0 = as many as the tier has."""
         corpus: str = ""
@@ -106,38 +108,57 @@ def experiment(args: list[str]) -> int:
 def _act_after_pilot(options: Any, declared: Any, files: Any, folder: Path) -> int:
     """Act on the pilot of a tier, and once it is finished on the grid with the rates that it chose."""
     from eval.experiments import grid as grids
-    from eval.experiments import pilot
+    from eval.experiments import grid_checks, grid_runner, pilot, preregistration
 
-    tier = declared.tiers[options.tier]
+    tier, own = declared.tiers[options.tier], folder / pilot.FOLDER
     seeds = tuple(range(options.seeds or tier.seeds or declared.seeds))
-    result, is_script = pilot.finished_pilot(folder), bool(options.commands or options.node)
-    if result is None or options.pilot or options.plan:
-        pilot_grid = grids.build_grid(
-            pilot.pilot_experiment(declared, options.tier),
-            options.tier,
-            files,
-            parse_options,
-            seeds=tier.pilot_seeds,
-            flops_per_step=_flops_per_step,
-        )
-        if not is_script:
-            print(f"pilot: {len(tier.rates)} learning rates for each row, seeds {', '.join(map(str, tier.pilot_seeds))}")
-        code = _act(dataclasses.replace(options, pilot=True), pilot_grid, folder / pilot.FOLDER)
-        result = pilot.finished_pilot(folder)
-        if options.node or (result is None and not options.plan):
-            return code
-    chosen = None
-    if result is not None:
-        chosen = pilot.read_pilot(declared, options.tier, result)
-        if not is_script:
-            print("\n".join(pilot.planning_lines(declared, options.tier, chosen)))
-        if options.pilot:
-            return 0
-        declared = pilot.tuned_experiment(declared, options.tier, chosen, seeds)
-    grid = grids.build_grid(
-        declared, options.tier, files, parse_options, seeds=seeds, flops_per_step=_flops_per_step, pilot=chosen
+    build = functools.partial(
+        grids.build_grid, tier=options.tier, files=files, read_run=parse_options, flops_per_step=_flops_per_step
     )
-    return _act(options, grid, folder)
+    pilot_grid, untuned = (
+        build(pilot.pilot_experiment(declared, options.tier), seeds=tier.pilot_seeds),
+        build(declared, seeds=seeds),
+    )
+    if options.plan:
+        print("pilot")
+        return _act(options, pilot_grid, own) or (0 if options.pilot else _act(options, untuned, folder))
+    # What would stop the grid is refused before the pilot takes its time.
+    if not options.node:
+        grid_checks.check_grid(untuned, lambda: _costs(untuned))
+    refuse_links_out(folder, grid_runner.OWN, levels=1)
+    for place, grid, free in ((own, pilot_grid, ()), (folder, untuned, ("rows", "pilot"))):
+        if (place / preregistration.FILE).exists():
+            registered = preregistration.read_registration(place)
+            preregistration.check_fixed(registered, preregistration.registration_of(grid), place, free=free)
+    if options.commands and (own / preregistration.FILE).exists():
+        _collect(pilot_grid, own)
+    result = pilot.finished_pilot(folder)
+    if options.node and result is None and not options.pilot:
+        raise BadInput(f"--node {options.node}: the pilot in {own} is not finished; run it first, or add --pilot for a run of it")
+    if result is None or options.pilot:
+        if not (options.commands or options.node):
+            print(f"pilot: {len(tier.rates)} learning rates for each row, seeds {', '.join(map(str, tier.pilot_seeds))}")
+        code = _act(dataclasses.replace(options, pilot=True), pilot_grid, own)
+        result = pilot.finished_pilot(folder)
+        if options.node or options.commands:
+            return code
+        if result is None:
+            _notify(f"the pilot in {own} is not finished, so the grid has not begun; the same command continues it")
+            return code
+    chosen = pilot.read_pilot(declared, options.tier, result, len(seeds))
+    if not (options.commands or options.node):
+        print("\n".join(pilot.planning_lines(declared, options.tier, chosen)))
+    if options.pilot or (options.render and not (folder / preregistration.FILE).exists()):
+        return 0
+    return _act(options, build(pilot.tuned_experiment(declared, options.tier, chosen, seeds), seeds=seeds, pilot=chosen), folder)
+
+
+def _collect(grid: Any, folder: Path) -> None:
+    """Write experiment.json and the page of a registered grid, whatever state it is in."""
+    from eval.experiments import collect_results, grid_runner, preregistration
+
+    with grid_runner.lock_folder(folder, _notify):
+        collect_results.write_results(grid, preregistration.register_grid(grid, folder), folder)
 
 
 def _check_options(options: Any) -> None:
@@ -169,6 +190,8 @@ def _act(options: Any, grid: Any, folder: Path) -> int:
         rate = options.rate * 1e9 or _measured_rate()
         print("\n".join(cost_estimates.plan_lines(grid, _costs(grid), rate)))
         return 0
+    if few := grid_checks.few_seeds(grid):
+        _notify(few)
     if options.render or options.node:
         preregistration.read_registration(folder)
     elif not options.commands:
