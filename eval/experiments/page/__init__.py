@@ -12,7 +12,7 @@ from eval.pages.html_page import Block, Plots, Prose, Verdict, Verdicts, render_
 from train.run.progress_display import short_number
 
 RULE = (
-    "A claim is judged by rules that were fixed before the first run. Reproduced: the difference has the direction of the "
+    "Reproduced: the difference has the direction of the "
     "claim and is beyond its margin. Direction only: it has the direction, and the margin is not shown. Equivalent: it is "
     "within the margin. Contradicted: it has the opposite direction, or of an equivalence is beyond the margin. Not shown: "
     "none of these. Depends on the metric: the verdicts by the two metrics of the claim disagree. If a seed did not learn, "
@@ -24,6 +24,8 @@ RULE = (
     "this number of seeds finds in 80% of the cases, and power the chance that it finds a difference as large as the margin."
 )
 
+REGISTERED = "A claim is judged by rules that were fixed before the first run."
+UNREGISTERED = "A claim is judged by the rules of experiments, but it was written after the data were published."
 FIT_RULE = (
     "Claims about a fit are judged by the same rules and levels as claims about rows. Errors are those of Student's t, from the "
     "noise of the seeds (of a cell the larger of its own and the pooled variance) and the lack of fit of the parabolas, carried "
@@ -63,15 +65,16 @@ def render_markdown(result: Result) -> str:
 
 
 def _title(result: Result) -> str:
-    return f"Experiment {result['name']}"
+    return str(result.get("title") or f"Experiment {result['name']}")
 
 
 def _tiles(result: Result) -> list[tuple[str, str]]:
     registration, cells = result["registration"], result["cells"]
     done = sum(cell["status"] == "done" for cell in cells)
     seeds = len(registration["seeds"])
+    # A published table has no tier.
     return [
-        (str(result.get("tier") or "-"), "tier"),
+        *([] if "table" in result else [(str(result.get("tier") or "-"), "tier")]),
         (str(len(registration["rows"])), "rows"),
         (str(seeds), "seed" if seeds == 1 else "seeds"),
         (f"{done} of {len(cells)}", "runs done"),
@@ -119,7 +122,7 @@ def _sections(result: Result) -> dict[str, list[Block]]:
     is_fit = any(claim.get("test") == "fit" for claim in result.get("claims") or ())
     paper, floors = (_sources(result.get(name) or ()) for name in ("paper", "floors"))
     published = f"Paper: {paper}. Its numbers are of other sizes, data and metrics, and share no axis with those here."
-    measured_once = experiment_charts.metrics_without_curves(result)
+    measured_once = [] if "table" in result else experiment_charts.metrics_without_curves(result)
     return {
         INTERPRETATION: [Prose(str(result.get("interpretation") or ""))],
         "Results": [
@@ -136,7 +139,11 @@ def _sections(result: Result) -> dict[str, list[Block]]:
             f"Measured at the end of the runs alone: {'; '.join(measured_once)}." if measured_once else "",
         ],
         "Curves of other losses": [Plots(experiment_charts.other_curves(result), f"{OTHER_CURVES} {CURVES}")],
-        "Claims": [FIT_RULE if is_fit else RULE, experiment_tables.claims_table(result), _forecasts(result)],
+        "Claims": [
+            FIT_RULE if is_fit else f"{_start_of_rule(result)} {RULE}",
+            experiment_tables.claims_table(result),
+            _forecasts(result),
+        ],
         "Pilot": [experiment_tables.pilot_table(result)],
         "Costs of a seed": [experiment_tables.costs_table(result)],
         "What differs": [
@@ -145,6 +152,10 @@ def _sections(result: Result) -> dict[str, list[Block]]:
         ],
         "Provenance": [experiment_tables.provenance_table(result), experiment_tables.command_lines(result)],
     }
+
+
+def _start_of_rule(result: Result) -> str:
+    return UNREGISTERED if "table" in result and "hash" not in result["registration"] else REGISTERED
 
 
 def _forecasts(result: Result) -> list[str]:

@@ -1,11 +1,12 @@
 """Tables on the page of an experiment, as text: results next to the paper's, claims, costs, differences and provenance."""
 
+import dataclasses
 import json
 import statistics as means
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from eval.experiments.analysis.seed_values import SeedValues, find_seed_metric, seed_values
+from eval.experiments.analysis.seed_values import SeedValues, find_seed_metric, row_seeds, seed_values
 from eval.experiments.analysis.significance_tests import mean_and_half_width
 from eval.experiments.analysis.verdicts import claim_references
 from eval.experiments.page.registration_edits import edit_lines, registration_facts
@@ -86,7 +87,9 @@ def measured_claims(result: Result) -> list[dict[str, Any]]:
 
 def judged_metrics(result: Result) -> dict[str, Metric]:
     """Return the metrics that claims are judged by, with their definitions."""
-    return {claim["metric"]: find_seed_metric(claim["metric"], claim.get("better")) for claim in measured_claims(result)}
+    metrics = {claim["metric"]: find_seed_metric(claim["metric"], claim.get("better")) for claim in measured_claims(result)}
+    # The accuracies of a published table are shares or percentages, so that they are not drawn in points.
+    return {name: dataclasses.replace(item, format=".5g") for name, item in metrics.items()} if "table" in result else metrics
 
 
 def stuck_seeds(result: Result, metric: str, seeds: SeedValues) -> set[int]:
@@ -134,7 +137,7 @@ def _mean(result: Result, row: str, metric: str, definition: Metric) -> list[str
     """Return a mean with its interval, and how many seeds it has and how many learned."""
     registration = result["registration"]
     seeds = seed_values(registration, result["cells"], row, metric)
-    planned, count = len(registration["seeds"]), len(seeds.values)
+    planned, count = len(row_seeds(registration, row)), len(seeds.values)
     if not count:
         return ["-", f"0 of {planned} seeds"]
     mean, half = mean_and_half_width(list(seeds.values.values()))
@@ -285,6 +288,8 @@ def options_table(result: Result) -> LinedTable:
     keys = dict.fromkeys(key for flat in of_rows for key in flat)
     differing = [key for key in keys if len({json.dumps(flat.get(key), sort_keys=True) for flat in of_rows}) > 1]
     lines = [[Value(f"{key} {_value(flat[key])}".strip()) for key in differing if key in flat] for flat in of_rows]
+    if not any(of_rows):
+        return LinedTable([], [])  # the options of a published table are not known
     return LinedTable(
         head=["Row", "Options that are not the same in all rows"],
         rows=[[[row["name"]], line or ["none"]] for row, line in zip(rows, lines, strict=True)],
@@ -348,6 +353,7 @@ def command_lines(result: Result) -> LinedTable:
             [cell.get("command") or "-"],
         ]
         for cell in result["cells"]
+        if "table" not in result
     ]
     summary = "The command of each run; CORPUS and TASKS are the folders of --corpus and --tasks"
     return LinedTable(head=["Row", "Seed", "Stage", "Status", "Command"], rows=rows, words=5, summary=summary)

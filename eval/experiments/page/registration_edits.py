@@ -36,7 +36,9 @@ def edit_lines(registration: Mapping[str, Any]) -> list[str]:
 
 def registration_facts(registration: Mapping[str, Any]) -> dict[str, str]:
     """Return the hash of a registration and what else is sealed by it, as text."""
-    facts = {"registration": str(registration.get("hash", "")) + ("" if "judge" in registration else " (not sealed)")}
+    if "hash" not in registration:
+        return {}
+    facts = {"registration": f"{registration['hash']}{'' if 'judge' in registration else ' (not sealed)'}"}
     if "judge" in registration:
         code, versions = registration["code"], registration["versions"]
         dirty = " with changes that are not committed" if code["dirty"] else ""
