@@ -10,7 +10,8 @@ from tests.support.commands import call
 from tests.support.processes import ROOT
 
 COMMANDS = ("embed", "eval", "export", "fill-mask", "generate", "import", "predict", "experiment", "doctor", "compare", "audit")
-COMMANDS += (*(f"bench {kind}" for kind in ("attention", "step", "compare", "growth", "feedback")), "data inspect gpt-nano")
+COMMANDS += (*(f"bench {kind}" for kind in ("attention", "step", "compare", "growth", "feedback")), "judge")
+COMMANDS += ("data inspect gpt-nano",)
 PACKAGES = ("zoo", "train", "eval", "benchmarks")
 GROUPS = {"data", "labelled", "rollout"}
 """Groups of options that a message may name as a whole."""

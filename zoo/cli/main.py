@@ -25,6 +25,7 @@ usage: zoo COMMAND ...
   zoo eval RUN [...]          compute the held-out loss, perplexity and bits per byte; --task blimp|lambada|... scores local files
   zoo compare RUN...          compare finished runs; runs that differ only in their seed form one row
   zoo experiment NAME DIR     run a declared grid of runs with several seeds, and judge it against a paper's table; --list
+  zoo judge FILE... [...]     judge claims about tables of seeds that others published, by the rules of experiments
   zoo audit RUN [...]         replay parts of a run, check its digests from data to score, and print a certificate
   zoo generate RUN|DIR [...]  continue prompts, or compare the likelihoods of continuations
   zoo predict RUN|DIR ...     predict classes, numbers, tags, answers or choices with a fine-tuned model
@@ -110,6 +111,7 @@ COMMANDS = {
     "eval": "evaluate:evaluate",
     "compare": "compare:compare",
     "experiment": "experiment:experiment",
+    "judge": "judge:judge",
     "audit": "audit:audit",
     "generate": "generate:generate",
     "predict": "predict:predict",
