@@ -10,12 +10,13 @@ import pytest
 import scipy.stats
 
 from eval.experiments.analysis import significance_tests
+from eval.experiments.analysis.registration_seal import content_hash
 from eval.experiments.analysis.verdicts import judge
 from eval.experiments.preregistration import register_grid
 from eval.experiments.published_tables import table_judge
 from eval.experiments.published_tables.claim_statements import parse_claim
 from eval.experiments.published_tables.measurements import Measurement
-from tests.support.commands import call, in_folder
+from tests.support.commands import assert_refused, call, in_folder
 from tests.support.small_experiment import small_grid
 
 TABLES = pytest.mark.parametrize("count", [12, pytest.param(1000, marks=pytest.mark.full)])
@@ -192,20 +193,56 @@ def test_seeds_with_names_are_paired_by_them() -> None:
     assert entry["verdict"] == "reproduced" and entry["rho"] > 0.99 and entry["test"] == "paired"
 
 
-def test_claims_of_a_registration_are_not_exploratory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    grid = small_grid()
-    registered = register_grid(grid, tmp_path / "registered")
-    metric = registered["claims"][0]["metric"]
+@pytest.fixture
+def registered(tmp_path: Path) -> dict[str, Any]:
+    """A registration in the folder `registered`, and a table with all of its values."""
+    content = register_grid(small_grid(), tmp_path / "registered")
+    metric = content["claims"][0]["metric"]
     rng = np.random.default_rng(1)
     lines = [
-        f"{row['name']},{seed},{metric},{5 * (row['name'] == registered['control']) + rng.normal()}"
-        for row in registered["rows"]
-        for seed in registered["seeds"]
+        f"{row['name']},{seed},{metric},{5 * (row['name'] == content['control']) + rng.normal()}"
+        for row in content["rows"]
+        for seed in content["seeds"]
     ]
+    (tmp_path / "t.csv").write_text("\n".join(["row,seed,metric,value", *lines]))
+    return content
+
+
+JUDGE = ("judge", "t.csv", "--registration", "registered")
+
+
+def test_claims_of_a_registration_are_not_exploratory(
+    registered: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with in_folder(tmp_path):
-        Path("t.csv").write_text("\n".join(["row,seed,metric,value", *lines]))
-        ended = call(capsys, "judge", "t.csv", "--registration", "registered", "--out", "out")
+        ended = call(capsys, *JUDGE, "--out", "out")
     assert ended.code == 0 and "exploratory" not in ended.stdout and "Not registered" not in ended.stdout
     result = json.loads((tmp_path / "out" / "experiment.json").read_text())
     assert result["registration"]["hash"] == registered["hash"]
     assert "before the first run" in (tmp_path / "out" / "experiment.md").read_text()
+
+
+@pytest.mark.planted(4)
+def test_a_registration_that_does_not_fit_is_noticed(
+    registered: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "registered" / "registration.json"
+    sealed = json.loads(file.read_text())
+
+    def seal(**changes: Any) -> None:
+        content = {**sealed, **changes}
+        file.write_text(json.dumps({**content, "hash": content_hash(content)}))
+
+    with in_folder(tmp_path):
+        seal(judge={**sealed["judge"], "files": dict.fromkeys(sealed["judge"]["files"], "0" * 64)})
+        assert ", exploratory: " in call(capsys, *JUDGE).stdout
+        seal(judge={**sealed["judge"], "function": "eval.experiments.analysis.scaling_fit.judge"})
+        of_its_own = {
+            "a judge of its own": (JUDGE, "--registration: its claims have a judge of their own, eval.*scaling_fit.judge; ")
+        }
+        assert_refused(capsys, tmp_path, of_its_own)
+        file.write_text(json.dumps({**sealed, "control": "a"}))
+        assert_refused(capsys, tmp_path, {"edited": (JUDGE, r"registered/registration\.json was edited after the registration")})
+        seal()
+        Path("t.csv").write_text(Path("t.csv").read_text().replace(",0,", ",zero,"))
+        assert_refused(capsys, tmp_path, {"other seeds": (JUDGE, "seed zero: registered seeds are whole numbers; write those")})

@@ -27,7 +27,12 @@ def test_the_same_values_in_every_form_are_judged_alike(tmp_path: Path, capsys: 
         table("lines.jsonl", *(json.dumps({"model": a, "seed": int(s), "metric": m, "score": float(v)}) for a, s, m, v in rows))
         table("named.csv", "system,s,step,loss", *(f"{a},{s},{step},{v}" for a, s, _, v in rows for step in (1, 2)))
         named = ("named.csv", "--columns", "row=system", "seed=s", "--where", "step=2")
-        outputs = {call(capsys, "judge", *names, *CLAIM).stdout for names in (["long.csv"], ["wide.tsv"], ["lines.jsonl"], named)}
+        half = len(LONG) // 2
+        for name, part in (("first.csv", LONG[:half]), ("second.csv", LONG[half:])):
+            Path(name).write_text(HEAD + part)
+        assert LONG[half - 1] == "\n"
+        files = (["long.csv"], ["wide.tsv"], ["lines.jsonl"], named, ["first.csv", "second.csv"])
+        outputs = {call(capsys, "judge", *names, *CLAIM).stdout for names in files}
     (output,) = outputs
     first, numbers, note = output.splitlines()
     assert first == "reproduced, exploratory: a < b on loss"
