@@ -19,8 +19,14 @@ from eval.experiments.published_tables.measurements import Measurement
 from tests.support.commands import assert_refused, call, in_folder
 from tests.support.small_experiment import small_grid
 
-TABLES = pytest.mark.parametrize("count", [12, pytest.param(1000, marks=pytest.mark.full)])
+TABLES = pytest.mark.parametrize("count", [40, pytest.param(1000, marks=pytest.mark.full)])
 METRIC = "val_loss"
+
+
+@pytest.fixture
+def no_detectable_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the search for the detectable difference, which decides no verdict and takes 0.5 s for values of items."""
+    monkeypatch.setattr(significance_tests, "smallest_effect", lambda *_, **__: 1.0)
 
 
 def measured(values: Mapping[str, Any], metric: str = METRIC) -> list[Measurement]:
@@ -55,6 +61,7 @@ def larger_variance_p(row: Any, reference: Any, margin: float) -> float:
     return float(scipy.stats.t.cdf(t, min(len(row), len(reference)) - 1))
 
 
+@pytest.mark.usefixtures("no_detectable_difference")
 @TABLES
 def test_the_p_values_are_those_of_scipy(count: int) -> None:
     rng = np.random.default_rng(5)
@@ -147,15 +154,17 @@ def is_false(verdicts: Sequence[str]) -> bool:
     )
 
 
+@pytest.mark.usefixtures("no_detectable_difference")
 @pytest.mark.parametrize("items", [0, 20])
 @TABLES
 def test_at_most_5_percent_of_tables_without_differences_have_a_false_verdict(count: int, items: int) -> None:
     rng = np.random.default_rng(8)
     false = sum(is_false([entry["verdict"] for entry in judged(null_table(rng, items), *NULL)]) for _ in range(count))
-    # Of 12 tables, more than 3 would be false in 0.2% of the cases at a rate of 5%.
-    assert false <= (0.05 * count if count > 100 else 3)
+    # Of 40 tables, more than 5 would be false in 1% of the cases at a rate of 5%.
+    assert false <= (0.05 * count if count > 100 else 5)
 
 
+@pytest.mark.usefixtures("no_detectable_difference")
 @pytest.mark.planted
 def test_items_that_are_left_out_of_the_error_are_noticed() -> None:
     rng, counts = np.random.default_rng(9), [0, 0]
