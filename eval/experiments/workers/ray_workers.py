@@ -111,7 +111,7 @@ def require_ray() -> None:
         BadInput: it is not installed.
     """
     if importlib.util.find_spec("ray") is None:
-        raise BadInput("--on ray: Ray is not installed; python3 run.py --extra ray installs it, or choose another --on")
+        raise BadInput("--on ray: Ray is not installed; install the extra ray (docs/install.md), or choose another --on")
 
 
 def _import_ray() -> Any:

@@ -26,7 +26,7 @@ REFUSED = {
     "another place": (("masks", "new", "--on", "pbs"), "--on pbs"),
     "no script of Ray": (("masks", "new", "--on", "ray", "--commands"), "--on ray: it has no script to print"),
     "no image": (("masks", "new", "--tier", "smoke", "--on", "jobset"), "--image IMAGE: name a container image"),
-    "an object store": (("masks", "s3://bucket/new", "--tier", "smoke"), "--DIR s3://bucket/new: an experiment needs a folder"),
+    "an object store": (("masks", "s3://bucket/new", "--tier", "smoke"), "s3://bucket/new: an experiment needs a folder"),
     "no Slurm here": (
         ("masks", "new", "--tier", "smoke", "--on", "slurm"),
         "sbatch is not installed here; run this command where it is, or add --commands",

@@ -174,7 +174,10 @@ def _check_options(options: Any) -> None:
     require(not (options.commands and options.on == "ray"), "on", "ray", "it has no script to print; leave --commands out")
     submits = options.on == "jobset" and not any(getattr(options, name) for name in HANDOVERS)
     require(not submits or options.image != "IMAGE", "image", options.image, "name a container image that has the zoo")
-    require("://" not in options.folder, "DIR", options.folder, "an experiment needs a folder; mount one that all machines see")
+    if "://" in options.folder:
+        raise BadInput(
+            f"{options.folder}: an experiment needs a folder, and not an object store; mount one that all machines see"
+        )
 
 
 def _act(options: Any, grid: Any, folder: Path) -> int:
