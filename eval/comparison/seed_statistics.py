@@ -13,7 +13,7 @@ from eval.comparison import run_results
 from eval.comparison.estimates import Estimate, RowDifference, correct_for_rows, paired_row_difference, welch_row_difference
 from eval.comparison.run_results import FinishedRun
 from eval.comparison.task_scores import check_comparable, is_task_metric
-from train.config.data_options import EncoderData
+from train.config.data_options import Data, EncoderData, TextData
 from train.rows.encoder_rows import PAIRED
 from train.run import metric_definitions
 from train.run.run_identity import flat_options
@@ -173,10 +173,8 @@ def _groups(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
     for group in groups.values():
         group.sort(key=lambda run: run.seeds)
         for first, second in itertools.pairwise(group):
-            # The seed determines which second texts of pairs are random ones.
-            paired = isinstance(first.run.data, EncoderData) and first.run.data.rows in PAIRED
-            pairs_differ = paired and first.run.seed != second.run.seed
-            if first.data != second.data and not pairs_differ:
+            depends_on_seed = _text_depends_on_seed(first.run.data) and first.run.seed != second.run.seed
+            if first.data != second.data and not depends_on_seed:
                 cause = "have the same configuration and were trained on different text; train one again"
                 raise BadInput(f"{first.path} and {second.path} {cause}")
             if first.seeds == second.seeds:
@@ -184,6 +182,12 @@ def _groups(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
                     f"{first.path} and {second.path} are the same run: seed and configuration are equal; name one of them"
                 )
     return list(groups.values())
+
+
+def _text_depends_on_seed(data: Data) -> bool:
+    """Return whether the seed chooses training text: the sample of --data.take, or the random second texts of pairs."""
+    sampled = isinstance(data, TextData) and data.take < 1
+    return sampled or (isinstance(data, EncoderData) and data.rows in PAIRED)
 
 
 def _row_options(run: FinishedRun) -> dict[str, Any]:

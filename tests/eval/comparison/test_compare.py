@@ -353,6 +353,14 @@ def test_segment_pairs_differ_between_seeds_and_only_between_seeds(tmp_path: Pat
         compare_runs([paths[0], make(tmp_path / "other", pairs, meta=META | {"data": "e"})])
 
 
+def test_samples_of_the_text_differ_between_seeds_and_only_between_seeds(tmp_path: Path) -> None:
+    sampled = dataclasses.replace(RUN, data=dataclasses.replace(RUN.data, take=0.5))
+    paths = [make(tmp_path / str(seed), sampled, seed=seed, meta=META | {"data": f"of {seed}"}) for seed in (0, 1)]
+    assert [run.run.seed for run in compare_runs(paths).rows[0].runs] == [0, 1]
+    with pytest.raises(BadInput, match="were trained on different text"):
+        compare_runs([paths[0], make(tmp_path / "other", sampled, meta=META | {"data": "e"})])
+
+
 def test_objectives_are_comparable_where_they_are_scored_alike(tmp_path: Path) -> None:
     masked, distilled = (make(tmp_path / name, tiny.run(name)) for name in ("masked", "distilled"))
     assert len(compare_runs([masked, distilled]).rows) == 2
