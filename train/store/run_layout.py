@@ -14,7 +14,7 @@ from pathlib import Path
 
 from train.checkpoints import manifest
 from train.checkpoints.manifest import DamagedCheckpoint, Manifest
-from train.run.run_dir import LOCK, RunDir
+from train.run.run_dir import LOCK, RESULTS_LOCK, RunDir
 from zoo.errors import BadInput
 
 CHECKPOINTS, BEST, BASE = "checkpoints", "best", "base"
@@ -31,7 +31,7 @@ EXTENDED = ("scores.json", "predictions.json", "samples.json", "failure.json")
 EVALUATIONS, OUTCOMES = "evaluations.json", "outcomes.npz"
 RESULTS = (EVALUATIONS, OUTCOMES, "report.html", "reward_scale.json")
 """Files that the evaluation of a run writes, perhaps on another machine than its training."""
-NOT_UPLOADED = (*STEP_FOLDERS, "profile", LOCK, WRITER, FETCHED)
+NOT_UPLOADED = (*STEP_FOLDERS, "profile", LOCK, RESULTS_LOCK, WRITER, FETCHED)
 """Names in the folder of a run that are not among its `run_files`."""
 NATIVE = re.compile(r"native(-\d+)?\.txt")
 """Files of native code's messages, which stay on the machine that they are about."""

@@ -98,12 +98,14 @@ class RunUploads(Uploads):
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        """Upload what is missing at the end of the run.
+        """Upload what is missing at the end of the run; after an error only failure.json, and no second error is raised then.
 
         Raises:
             BadInput: that is not possible.
         """
         if kind is not None:
+            if isinstance(kind, type) and issubclass(kind, Exception):
+                self._upload_failure()
             return
         try:
             self._upload()
@@ -137,6 +139,17 @@ class RunUploads(Uploads):
             self._upload_step(CHECKPOINTS, step, sizes)
         if steps:
             self._prune(CHECKPOINTS, steps[0], self._keep)
+
+    def _upload_failure(self) -> None:
+        """Upload failure.json, if there is one; an error of the upload is reported, because the first one ends the run."""
+        failure = self._folder.failure
+        if not failure.is_file() or failure.is_symlink():
+            return
+        try:
+            self._check_writer()
+            self._store.put(failure, failure.name)
+        except Exception as error:
+            self._notify(f"{failure} could not be uploaded: {_describe(error)}; read it in that place")
 
     def _is_damaged(self, step: int) -> bool:
         """Return whether a step of the store is the one that turned out to be damaged when the run was fetched."""

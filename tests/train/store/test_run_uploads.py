@@ -16,7 +16,8 @@ from train.checkpoints.checkpoints import Checkpoints
 from train.checkpoints.manifest import Manifest
 from train.run.item_outcomes import Outcomes, read_outcomes, write_outcomes
 from train.run.outcome_sets import parse_sets
-from train.run.run_dir import RunDir
+from train.run.result_files import failure_recorded
+from train.run.run_dir import RESULTS_LOCK, RunDir
 from train.store import result_sync, run_fetch, run_layout, run_uploads
 from train.store.run_uploads import RunUploads
 from train.weights import reward_scale
@@ -107,6 +108,28 @@ def test_without_its_store_a_run_goes_on_and_uploads_later(place: Place, work: R
     # An exception that ends the run is not hidden by an upload.
     with faults("store.list:error:1+"):
         target.__exit__(KeyError)
+
+
+def test_the_reason_of_a_failure_is_uploaded_until_the_run_continues(place: Place, work: RunDir) -> None:
+    log, store = Log(), place.store(NAME)
+
+    def fail(error: BaseException, faulty: str = "") -> None:
+        with pytest.raises(type(error)), faults(faulty), uploads(place, work, log), failure_recorded(work, 0):
+            raise error
+
+    fail(BadInput("6 steps in a row had a non-finite loss"))
+    assert json.loads(store.read("failure.json"))["reason"] == "6 steps in a row had a non-finite loss"
+    # Nothing else is uploaded after an error, and no lock ever.
+    assert {*store.list()} == {"failure.json", "writer.json"}
+    (work.path / RESULTS_LOCK).touch()
+    with uploads(place, work, log), failure_recorded(work, 0):
+        pass
+    assert {"config.json", "metrics.jsonl"} < {*store.list()} and not {"failure.json", RESULTS_LOCK} & {*store.list()}
+    # An interruption is no failure, and an upload that fails does not hide the error.
+    fail(KeyboardInterrupt())
+    assert log == []
+    fail(ZeroDivisionError(), "store.read:EIO:1+")
+    assert "failure.json" not in store.list() and len(log) == 1 and "failure.json could not be uploaded: " in log[0]
 
 
 @pytest.mark.planted
