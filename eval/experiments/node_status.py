@@ -62,12 +62,15 @@ def log_file(node: Node, folder: Path) -> Path:
 
 
 def note_failure(node: Node, folder: Path, message: str) -> None:
-    """Write down why a node failed; "" removes the note."""
-    path = folder / LOGS / f"{node.name}.failed"
-    if message:
-        write_text(path, message + "\n")
-    else:
-        path.unlink(missing_ok=True)
+    """Write down why a node failed."""
+    write_text(_note(node, folder), message + "\n")
+
+
+def clear_failure(node: Node, folder: Path) -> None:
+    """Remove the note of a failure, and the record of it in a training run, before a new attempt of a node begins."""
+    _note(node, folder).unlink(missing_ok=True)
+    if not node.task:
+        RunDir(folder / node.run).failure.unlink(missing_ok=True)
 
 
 def node_failure(node: Node, folder: Path) -> str:
@@ -75,18 +78,28 @@ def node_failure(node: Node, folder: Path) -> str:
 
     A training run records it in its own folder, whatever started it. A note has what a run cannot record, as that it was killed.
     """
-    if not node.task and (recorded := read_object(RunDir(folder / node.run).failure).get("reason")):
-        return str(recorded)
-    path = folder / LOGS / f"{node.name}.failed"
+    if (recorded := _recorded_failure(node, folder)) is not None:
+        return str(read_object(recorded).get("reason", ""))
+    path = _note(node, folder)
     return read_regular(path, LARGEST_JSON).decode(errors="replace").strip() if path.exists() else ""
 
 
 def failed_attempt(node: Node, folder: Path) -> int | None:
     """Return a number that tells the last failed attempt of a node from earlier ones; None if the last attempt did not fail."""
     try:
-        return (folder / LOGS / f"{node.name}.failed").stat().st_mtime_ns
+        return (_recorded_failure(node, folder) or _note(node, folder)).stat().st_mtime_ns
     except OSError:
         return None
+
+
+def _note(node: Node, folder: Path) -> Path:
+    return folder / LOGS / f"{node.name}.failed"
+
+
+def _recorded_failure(node: Node, folder: Path) -> Path | None:
+    """Return the file in which a training run recorded why it failed; None if it recorded nothing."""
+    path = RunDir(folder / node.run).failure
+    return path if not node.task and read_object(path).get("reason") else None
 
 
 def failed_ancestor(grid: Grid, node: Node, folder: Path) -> Node | None:

@@ -70,7 +70,7 @@ class NodeProcess:
 
     def _start(self) -> None:
         self._starts += 1
-        node_status.note_failure(self.node, self._folder, "")
+        node_status.clear_failure(self.node, self._folder)
         cores = ",".join(map(str, self._cores)) or "all"
         with open_to_append(node_status.log_file(self.node, self._folder)) as log:
             # A group of its own: Ctrl-C in the terminal reaches only this process, which passes it on once.

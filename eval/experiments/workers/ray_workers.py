@@ -62,6 +62,8 @@ class RayWorkers:
     def start(self, node: Node, slot: int) -> "RayNode":
         """Submit the task of a node; the node is claimed where it runs."""
         del slot
+        # A task can fail before its node begins, and must not report the reason of an earlier attempt.
+        node_status.clear_failure(node, self._folder)
         return RayNode(node, self._folder, self._task.remote([*self._words, "--node", node.name]))
 
 

@@ -25,7 +25,7 @@ from tests.support.processes import ROOT, clean_environment, run_python
 from tests.support.runs import alive, gone
 from tests.support.small_experiment import STAND_IN, order, small_grid, with_row
 from train.run import metrics_file
-from train.run.run_dir import RunDir
+from train.run.run_dir import RunDir, write_json
 from zoo.errors import BadInput
 
 COMMAND = (sys.executable, "-m", "zoo.cli", "experiment", "masks", "grid", "--tier", "smoke")
@@ -139,6 +139,22 @@ def test_a_failure_of_another_engine_is_not_tried_again(tmp_path: Path, monkeypa
     monkeypatch.setattr(RunProgress, "waiting", fail_elsewhere)
     assert run(grid, tmp_path)[0].startswith("a-pretrain-0 failed: 3 steps in a row")
     assert len(order(tmp_path)) == 5 and not any("a-pretrain-0" in line for line in order(tmp_path))
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_an_attempt_that_fails_early_reports_its_own_reason(tmp_path: Path) -> None:
+    grid = small_grid()
+    node = next(node for node in grid.nodes if node.name == "a-pretrain-0")
+    failure = RunDir(tmp_path / node.run).failure
+    failure.parent.mkdir(parents=True)
+    write_json(failure, {"reason": "3 steps in a row had a non-finite loss", "at": 0.0})
+    assert "non-finite" in node_status.node_failure(node, tmp_path)
+    earlier = node_status.failed_attempt(node, tmp_path)
+    (tmp_path / "fail-a-pretrain-0").write_text("the disk is full")
+    (line,) = run(grid, tmp_path)
+    assert line.startswith("a-pretrain-0 failed: exit code 1: the disk is full") and not failure.exists()
+    assert node_status.node_failure(node, tmp_path) == "exit code 1: the disk is full"
+    assert node_status.failed_attempt(node, tmp_path) not in (None, earlier)
 
 
 @pytest.mark.usefixtures("stand_in")
