@@ -83,9 +83,8 @@ def run_suite(
         scored = {where, *(str(part.run) for part in glue if part.run is not None)}
         for run in sorted(run for run in scored if is_run(Path(run))):
             report.write_report(run)
-        model = Path(where).name or where
-        text = suite_text(suite, model, rows, mean, settings.limit)
-        print(json.dumps(suite_record(suite, model, rows, mean), indent=2) if as_json else printable_lines(text), flush=True)
+        table = (suite, Path(where).name or where, rows, None if settings.limit else mean, settings.limit)
+        print(json.dumps(suite_record(*table), indent=2) if as_json else printable_lines(suite_text(*table)), flush=True)
     return 0
 
 
@@ -174,7 +173,7 @@ def _glue_row(part: LocalGlue, scoring: _Scoring) -> SuiteRow:
     _store(subject, task_name, [glue.file] if glue.row else [], entry, result)
     value = 100 * float(np.mean([result.metrics[metric] for metric in metrics]))
     note = ", ".join(f"{metric} {100 * result.metrics[metric]:.2f}" for metric in metrics) if len(metrics) > 1 else ""
-    return row._replace(value=value, examples=result.examples, note=note)
+    return row._replace(value=value, examples=result.examples, note=note, step=entry["step"])
 
 
 def _text_task(glue: GlueFile) -> Task[Any]:

@@ -17,6 +17,7 @@ from tests.support.generation import seq2seq_loaded
 from tests.support.text_tasks import pair, stored_run, write
 from train.config import run_config
 from train.run.run_dir import RunDir
+from train.weights.load import load_model
 from zoo.errors import BadInput
 
 PAIRS = [pair("The whale sleeps.", "The whale sleep."), pair("The men see.", "The men sees.")]
@@ -64,7 +65,8 @@ def test_a_suite_has_a_table_with_its_mean_and_an_entry_for_each_task(
     assert suite(run, "babylm", data, as_json=True) == 0
     table = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in table["rows"]] == ["blimp", "supplement", "ewok", "entity_tracking", "wug", "comps", "reading"]
-    assert table["mean"] == pytest.approx(sum(row["value"] for row in table["rows"]) / 7)
+    assert table["mean"] == pytest.approx(sum(row["value"] for row in table["rows"]) / 7) and table["limit"] == 0
+    assert {(row["step"], row["likelihood"]) for row in table["rows"]} == {(load_model(run).step, "causal")}
     entries = read_task_scores(RunDir(run).evaluations)
     names = {row["name"]: f"{row['task']} (babylm {row['name']})" for row in table["rows"]}
     assert {*names.values()} == {*entries}
@@ -104,6 +106,14 @@ def test_blimp_is_all_67_files_and_nothing_else(run: Path, tmp_path: Path, capsy
     assert suite(run, "blimp", tmp_path / "blimp", as_json=True) == 0
     (row,) = json.loads(capsys.readouterr().out)["rows"]
     assert row["examples"] == 2 * 67 and "blimp" in read_task_scores(RunDir(run).evaluations)
+    # A part of the items has no mean, and says so.
+    assert suite(run, "blimp", tmp_path / "blimp", limit=1, as_json=True) == 0
+    table = json.loads(capsys.readouterr().out)
+    (row,) = table["rows"]
+    assert (table["limit"], table["mean"], row["examples"]) == (1, None, 67) and row["value"] is not None
+    assert suite(run, "blimp", tmp_path / "blimp", limit=1) == 0
+    *_, mean, notice = capsys.readouterr().out.splitlines()
+    assert mean.split() == ["mean", "-"] and notice.startswith("! no mean: at most the first 1 examples of each group")
     for wrong, message in (
         (tmp_path / "none", "--suite-data .*none: no such folder"),
         (tmp_path, "lacks all of its files: blimp"),
