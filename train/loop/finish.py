@@ -79,7 +79,8 @@ def _score(loop: TrainingLoop) -> Any:
         if mistakes := getattr(score, "mistakes", None):
             write_json(folder.predictions, mistakes)
         if outcomes := getattr(score, "outcomes", None):
-            write_outcomes(folder, HELD_OUT, outcomes)
+            with folder.lock_results(opened.console.notice):
+                write_outcomes(folder, HELD_OUT, outcomes)
         # Written before the samples and after the other results of scoring: a run with a score counts as finished.
         write_json(folder.scores, {**score.record(), "stride": stride, "step": step})
     fault_point("train.scored")

@@ -51,8 +51,9 @@ def begin_extension(run: Run, folder: RunDir, meta: Mapping[str, Any], step: int
     steps = meta["config"]["steps"] if meta else run.steps
     if steps == run.steps:
         return
-    for file in (folder.scores, folder.predictions, folder.outcomes, folder.samples, folder.report):
-        file.unlink(missing_ok=True)
+    with folder.lock_results(notify):
+        for file in (folder.scores, folder.predictions, folder.outcomes, folder.samples, folder.report):
+            file.unlink(missing_ok=True)
     new, last = _rate(run, run.steps, step), _rate(run, steps, steps - 1)
     rates = f"the learning rate of step {step + 1:,} is {new:.1e}, where the schedule of {steps:,} steps ended at {last:.1e}"
     notify(f"extended from {steps:,} to {run.steps:,} steps; {rates}")

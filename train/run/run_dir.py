@@ -6,6 +6,7 @@ import json
 import os
 import re
 import socket
+import sys
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -18,7 +19,7 @@ from train.config.run_plugins import references, used_plugins
 from train.run.run_identity import identity_differences, may_change
 from zoo import configs, object_store, plugins, trust
 from zoo.configs import Objective
-from zoo.errors import BadInput, cannot_write, require
+from zoo.errors import BadInput, cannot_write, printable, require
 from zoo.fault_points import fault_point
 from zoo.file_access import LARGEST_JSON, open_new, read_regular, read_regular_text, refuse_links_out
 from zoo.hf import config_json
@@ -125,20 +126,31 @@ class RunDir:
             yield
 
     @contextlib.contextmanager
-    def lock_results(self) -> Iterator[None]:
-        """Lock evaluations.json and outcomes.npz, which several evaluations of a run may change at the same time.
+    def lock_results(self, notify: Callable[[str], None] | None = None) -> Iterator[None]:
+        """Lock evaluations.json and outcomes.npz, which several processes may change at the same time, after waiting for them.
+
+        Args:
+            notify: receives a line if another process has the lock for more than a second; None = printed on stderr.
 
         Raises:
             BadInput: the folder cannot be written or locked.
         """
-        from filelock import FileLock
+        from filelock import FileLock, Timeout
 
+        path = self.path / RESULTS_LOCK
         try:
-            lock = FileLock(self.path / RESULTS_LOCK, fallback_to_soft=False)
-            lock.acquire()
+            lock = FileLock(path, fallback_to_soft=False)
+            try:
+                lock.acquire(timeout=1.0)
+            except Timeout:
+                line = f"the results in {self.path} are in use by {_holder(path)}; this command waits for it"
+                (notify or _print_notice)(line)
+                lock.acquire()
         except OSError as error:
-            raise cannot_write(self.path / RESULTS_LOCK, error) from None
+            raise cannot_write(path, error) from None
         try:
+            with contextlib.suppress(OSError):  # as on a full disk, which the writer of the results reports
+                path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
             yield
         finally:
             lock.release()
@@ -403,5 +415,13 @@ def _lock(folder: Path) -> Any:
 
 def _in_use(folder: Path, fix: str = WAIT) -> BadInput:
     """Return the error for a folder that the process named in its lock has locked."""
-    holder = read_regular(folder / LOCK, LARGEST_JSON).decode(errors="replace")[:300].strip() or "another process"
-    return BadInput(f"{folder} is in use by {holder}; {fix}")
+    return BadInput(f"{folder} is in use by {_holder(folder / LOCK)}; {fix}")
+
+
+def _holder(lock: Path) -> str:
+    """Return the process that the file of a lock names."""
+    return read_regular(lock, LARGEST_JSON).decode(errors="replace")[:300].strip() or "another process"
+
+
+def _print_notice(line: str) -> None:
+    print(f"! {printable(line)}", file=sys.stderr, flush=True)

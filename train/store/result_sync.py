@@ -48,18 +48,27 @@ def fetch_results(store: ObjectStore, folder: RunDir, keys: Collection[str]) -> 
                 with contextlib.suppress(FileNotFoundError):  # It was deleted in the meantime.
                     store.get(key, partial)
                     content = read_regular(partial, outcome_sets.LARGEST_FILE)
-                    if lost := _lost_entries(folder, key, content):
-                        parse, write = MERGED_RESULTS[key]
-                        write(file, {**parse(content), **lost})
-                    elif content != _content(file):
-                        _replace(file, content)
-                    # Last: after a kill before this, the result counts as changed here, which loses nothing.
-                    _replace(_copy(folder, key), content)
+                    with folder.lock_results():
+                        # An evaluation may have ended during the download.
+                        if not is_changed(folder, key):
+                            _store_fetched(folder, key, content)
             except OSError as error:
                 raise cannot_write(file, error) from None
             finally:
                 with contextlib.suppress(OSError):
                     partial.unlink(missing_ok=True)
+
+
+def _store_fetched(folder: RunDir, key: str, content: bytes) -> None:
+    """Write what was fetched, and the local entries of tasks that it lacks."""
+    file = folder.path / key
+    if lost := _lost_entries(folder, key, content):
+        parse, write = MERGED_RESULTS[key]
+        write(file, {**parse(content), **lost})
+    elif content != _content(file):
+        _replace(file, content)
+    # Last: after a kill before this, the result counts as changed here, which loses nothing.
+    _replace(_copy(folder, key), content)
 
 
 def merge_result(store: ObjectStore, folder: RunDir, key: str) -> bool:
@@ -79,16 +88,18 @@ def merge_result(store: ObjectStore, folder: RunDir, key: str) -> bool:
         content = store.read(key)
     except FileNotFoundError:
         return False
-    stored, local = parse(content), parse(_content(file) or b"")
+    stored = parse(content)
     if not stored:  # All that is here is uploaded, also in the place of a damaged file.
         return False
-    merged = {**local, **stored, **_own_entries(folder, key, local)}
-    if merged != local:
-        write(file, merged)
-    try:
-        _replace(_copy(folder, key), content)
-    except OSError as error:
-        raise cannot_write(_copy(folder, key), error) from None
+    with folder.lock_results():
+        local = parse(_content(file) or b"")
+        merged = {**local, **stored, **_own_entries(folder, key, local)}
+        if merged != local:
+            write(file, merged)
+        try:
+            _replace(_copy(folder, key), content)
+        except OSError as error:
+            raise cannot_write(_copy(folder, key), error) from None
     return merged != local
 
 

@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import socket
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.processes import ROOT
 from tests.support.runs import small_files
 from train.checkpoints import disk_space
 from train.config.data_options import CausalData, EncoderData
@@ -27,7 +32,15 @@ from train.config.run_config import (
     Tokenizer,
     TrainingMachine,
 )
-from train.run.run_dir import RunDir, as_json, check_same_run, read_config, remove_stale_files, write_json, write_text
+from train.run.run_dir import (
+    RunDir,
+    as_json,
+    check_same_run,
+    read_config,
+    remove_stale_files,
+    write_json,
+    write_text,
+)
 from train.run.run_identity import identity_differences
 from zoo import configs
 from zoo.errors import BadInput
@@ -44,6 +57,33 @@ def test_a_claim_of_process_0_ends_with_its_block_and_also_by_an_exception(tmp_p
         raise KeyError
     with folder.claim(), pytest.raises(BadInput, match="in use"), folder.claim():
         pass
+
+
+HOLD = """
+import sys
+from train.run.run_dir import RunDir
+with RunDir(sys.argv[1]).lock_results():
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("received", [True, False])
+def test_a_lock_of_results_is_waited_for_and_its_holder_named(
+    received: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, notices = RunDir(tmp_path), list[str]()
+    with folder.lock_results(pytest.fail):
+        pass
+    command = [sys.executable, "-c", HOLD, tmp_path]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as holder:
+        assert holder.stdin is not None and holder.stdout is not None
+        holder.stdout.readline()
+        threading.Timer(2, holder.stdin.close).start()
+        with folder.lock_results(notices.append if received else None):
+            pass
+    line = f"the results in {tmp_path} are in use by process {holder.pid} on {socket.gethostname()}; this command waits for it"
+    assert (notices, capsys.readouterr().err) == (([line], "") if received else ([], f"! {line}\n"))
 
 
 def test_a_run_lies_below_out_under_its_name_or_its_recipe(tmp_path: Path) -> None:

@@ -225,6 +225,27 @@ def test_evaluations_of_two_machines_are_merged(
     assert (work.path / reward_scale.FILE).read_text() == "{}"
 
 
+def test_an_evaluation_that_ends_during_a_fetch_is_not_lost(
+    place: Place, work: RunDir, other: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work.evaluations.write_text('{"blimp": 1}')
+    train(place, work, 5)
+    fetch(place, other, Log())
+    (newer := work.path / "newer.json").write_text('{"blimp": 2}')
+    place.store(NAME).put(newer, "evaluations.json")
+    get = ObjectStore.get
+
+    def evaluate_meanwhile(store: ObjectStore, key: str, target: Path) -> None:
+        get(store, key, target)
+        if key == "evaluations.json":
+            with other.lock_results(pytest.fail):
+                other.evaluations.write_text('{"blimp": 3}')
+
+    monkeypatch.setattr(ObjectStore, "get", evaluate_meanwhile)
+    fetch(place, other, Log())
+    assert json.loads(other.evaluations.read_text()) == {"blimp": 3}
+
+
 @pytest.mark.planted
 def test_entries_that_another_machine_replaces_are_uploaded_again(
     place: Place, work: RunDir, other: RunDir, monkeypatch: pytest.MonkeyPatch
