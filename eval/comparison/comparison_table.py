@@ -300,7 +300,7 @@ def _notes(comparison: Comparison) -> str:
         rows = ", after Holm's correction for the number of rows" if count > 1 else ""
         notes.append(f"*: p is at most {1 - CONFIDENCE:.2g}{rows}, in each metric alone")
     if any(difference.test == "welch" for difference in differences):
-        notes.append("rows with other seeds than the first row are independent of it")
+        notes.append("a row with other seeds than the first row is not paired with it, not even by the seeds that both have")
     if comparison.withheld:
         names = ", ".join(find_task_metric(name).label for name in comparison.withheld)
         notes.append(f"-: {names}: means over the tokens of another tokenizer, which do not compare; bits per byte do")

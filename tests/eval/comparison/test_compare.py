@@ -133,7 +133,7 @@ def test_rows_are_compared_with_the_first_one_seed_by_seed_or_by_welch(tmp_path:
     assert [row.independent for row in result.rows] == [3, 3, 2]
     shown = comparison_table.render_comparison(result, width=400)
     assert re.search(r"difference from base-0 \+2\n.* by\n2 .* seed by seed\n3 .* Welch's t\n", shown)
-    assert "rows with other seeds than the first row are independent of it" in shown
+    assert "a row with other seeds than the first row is not paired with it, not even by the seeds that both have" in shown
     assert "*: p is at most 0.05, after Holm's correction for the number of rows, in each metric alone" in shown
 
 
