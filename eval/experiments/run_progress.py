@@ -15,7 +15,7 @@ from zoo.errors import printable
 class RunProgress:
     """The progress of a grid: a line that is redrawn on a terminal, elsewhere a line when a node begins and ends."""
 
-    def __init__(self, grid: Grid, folder: Path, workers: int = 1, stream: Any = None) -> None:
+    def __init__(self, grid: Grid, folder: Path, workers: int, stream: Any = None) -> None:
         self._grid, self._folder, self._workers = grid, folder, workers
         self._line = LiveLine(stream)
         self._began: dict[str, float] = {}

@@ -57,7 +57,7 @@ def of_console(folder: Path, act: Callable[[Console], None]) -> str:
 
 def of_progress(folder: Path) -> str:
     stream, grid = io.StringIO(), small_grid()
-    with RunProgress(grid, folder, stream) as bar:
+    with RunProgress(grid, folder, 1, stream) as bar:
         bar.ended(grid.nodes[0], False, EVIL)
         bar.waiting(grid.nodes[0], EVIL)
     return stream.getvalue()

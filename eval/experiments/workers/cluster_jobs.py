@@ -36,7 +36,7 @@ def run_on_slurm(grid: Grid, folder: Path, words: Sequence[str], resources: Reso
     (folder / node_status.LOGS).mkdir(parents=True, exist_ok=True)
     if not queued():
         _call(["bash", "-s"], cluster_scripts.slurm_script(grid, folder, words, resources))
-    _follow_interruptibly(grid, folder, queued)
+    _follow_interruptibly(grid, folder, queued, nodes_at_a_time(grid, resources))
     return missing_lines(grid, folder)
 
 
@@ -62,7 +62,7 @@ def run_on_kubernetes(grid: Grid, folder: Path, words: Sequence[str], resources:
         if not active():
             _call(["kubectl", "delete", "jobset", name, "--ignore-not-found"])
             _call(["kubectl", "apply", "--filename=-"], json.dumps(content))
-        _follow_interruptibly(grid, folder, active)
+        _follow_interruptibly(grid, folder, active, nodes_at_a_time(grid, resources))
     return missing_lines(grid, folder)
 
 
@@ -79,20 +79,26 @@ def missing_lines(grid: Grid, folder: Path) -> list[str]:
     return lines
 
 
-def _follow_interruptibly(grid: Grid, folder: Path, active: Callable[[], bool]) -> None:
+def nodes_at_a_time(grid: Grid, resources: Resources) -> int:
+    """Return how many nodes run at a time if the cluster has room: at most those of a level, which need the level before."""
+    widest = max(len(nodes) for nodes in grid.levels())
+    return min(resources.workers or widest, widest)
+
+
+def _follow_interruptibly(grid: Grid, folder: Path, active: Callable[[], bool], workers: int) -> None:
     try:
-        _follow(grid, folder, active)
+        _follow(grid, folder, active, workers)
     except KeyboardInterrupt:
         print("! the jobs go on; the same command follows them again", file=sys.stderr, flush=True)
         raise
 
 
-def _follow(grid: Grid, folder: Path, active: Callable[[], bool]) -> None:
-    """Show which nodes end, until no job is active."""
+def _follow(grid: Grid, folder: Path, active: Callable[[], bool], workers: int) -> None:
+    """Show which nodes end, and when all of them will if `workers` run at a time, until no job is active."""
     earlier = {node.name: node_status.failed_attempt(node, folder) for node in grid.nodes}
     ended = {node.name for node in grid.nodes if node_status.is_done(node, folder)}
     failures = 0
-    with RunProgress(grid, folder) as progress:
+    with RunProgress(grid, folder, workers) as progress:
         while True:
             try:
                 is_active, failures = active(), 0

@@ -203,7 +203,7 @@ def test_a_failure_is_shown_when_it_happens_and_an_interruption_leaves_the_jobs(
 
     (cluster / "logs").mkdir()
     with pytest.raises(KeyboardInterrupt):
-        cluster_jobs._follow_interruptibly(grid, cluster, active)
+        cluster_jobs._follow_interruptibly(grid, cluster, active, workers=3)
     lines_shown = capsys.readouterr().err.splitlines()
     assert lines_shown == ["tokenizer FAILED: no text", "! the jobs go on; the same command follows them again"]
 
@@ -237,6 +237,12 @@ def test_job_sets_run_level_by_level_and_a_failure_is_not_repeated(cluster: Path
         file.unlink()
     assert cluster_jobs.run_on_kubernetes(small_grid(), cluster, words(cluster), Resources()) == []
     assert [line.removeprefix(f"{name}-") for line in lines(cluster / "pods.log")[len(pods) :]] == ["1 0 0", "2 0 0", "2 1 0"]
+
+
+def test_the_time_left_is_that_of_as_many_nodes_as_run_at_a_time() -> None:
+    """The widest level has three nodes."""
+    for workers, at_a_time in ((0, 3), (2, 2), (9, 3)):
+        assert cluster_jobs.nodes_at_a_time(small_grid(), Resources(workers=workers)) == at_a_time
 
 
 def test_a_job_set_has_resources_a_cap_and_a_name_of_its_folder(tmp_path: Path) -> None:
