@@ -178,7 +178,7 @@ class Experiment:
     floors: tuple[tuple[str, str, float, str], ...] = ()
     """Scores of trivial baselines on the published task files, which a seed must beat: (name, metric, value, source)."""
     is_pilot: bool = False
-    """Whether it is the pilot of an experiment: `eval.experiments.pilot`."""
+    """True for the pilot of an experiment: `eval.experiments.pilot`."""
     judge: Callable[..., list[dict[str, Any]]] | None = None
     """Function with the signature of `eval.experiments.analysis.verdicts.judge` that replaces it."""
 

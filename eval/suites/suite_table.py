@@ -137,7 +137,7 @@ SUITES: dict[str, tuple[SuitePart, ...]] = {"babylm": BABYLM, "blimp": (BLIMP,)}
 NOTES = {
     "babylm": "BabyLM's evaluation data: full_eval of github.com/babylm/evaluation-pipeline-2025; of 2026 babylm-eval, strict"
 }
-"""What the sources of a suite's tasks have in common."""
+"""Suite -> the source that its tasks have in common."""
 
 
 def find_parts(suite: str, data: str) -> list[LocalPart]:

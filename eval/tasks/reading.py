@@ -3,7 +3,8 @@
 Source: the measure of Goodkind and Bicknell 2018, "Predictive power of word surprisal for reading times is a linear function of
 language model quality", on data such as de Varda et al. 2024, "Cloze probability, predictability ratings, and computational
 estimates for 205 English sentences, aligned with existing EEG and reading time data", which the BabyLM challenges of 2025 and
-later use. The columns, and the predictors of the baseline, are ours.
+later use. The columns, and the predictors of the baseline, are choices of this
+project.
 
 Format: .csv or .tsv with a header, one word a row, in the order of the text: `item` (its sentence), `word`, `length` (in
 characters), `frequency` (logarithm) and a column for each measure of time: those of `TIMES` that are there. A cell without a time

@@ -36,7 +36,7 @@ class Comparison:
     row: SeedValues
     reference: SeedValues
     outcome: str
-    """What was compared: "means", "shares" or "none"."""
+    """Statistic that was compared: "means", "shares" or "none"."""
     reason: str
     """The reason that nothing was, "" if something was."""
     difference: Difference | None

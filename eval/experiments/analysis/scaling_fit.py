@@ -198,7 +198,7 @@ class _Draft:
     """p values of "the difference, in the claim's favour, is above" the limits -margin, 0 and margin."""
     below: Array = dataclasses.field(default_factory=lambda: np.ones(3))
     difference: Estimate | None = None
-    """Of the estimate and the number that it is compared with."""
+    """Difference between the estimate and the number that it is compared with."""
 
 
 def judge_scaling_claims(

@@ -34,7 +34,7 @@ class SizeRuns:
     tokens: float
     """Positions that a run read."""
     losses: tuple[float, ...]
-    """Of the seeds."""
+    """Final loss of the run of each seed."""
 
     @property
     def parameters(self) -> float:
@@ -51,9 +51,9 @@ class Counting:
     """A way of counting."""
 
     embeddings: bool
-    """Whether N includes embeddings."""
+    """True if N includes embeddings."""
     last_layer: bool
-    """Whether C includes the FLOPs of the last layer."""
+    """True if C includes the FLOPs of the last layer."""
 
     @property
     def label(self) -> str:

@@ -1,4 +1,4 @@
-"""What an experiment keeps of its evaluations: the outcomes of their items, and what they were scored on."""
+"""The record of evaluations in an experiment: the outcomes of their items, and what they were scored on."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What experiment.json has for its page alone: the command, the curves of every metric, and the interpretation."""
+"""The content of experiment.json for its page alone: the command, the curves of every metric, and the interpretation."""
 
 import dataclasses
 import json

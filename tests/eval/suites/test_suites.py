@@ -36,7 +36,7 @@ def suite(where: Path, name: str, data: Path, *, partial: bool = False, as_json:
 def blimp(folder: Path, names: Sequence[str]) -> Path:
     folder.mkdir(parents=True)
     for number, name in enumerate(names):
-        write(folder / f"{name}.jsonl", *({**each, "UID": name, "linguistics_term": f"term {number % 3}"} for each in PAIRS))
+        write(folder / f"{name}.jsonl", *({**item, "UID": name, "linguistics_term": f"term {number % 3}"} for item in PAIRS))
     return folder
 
 

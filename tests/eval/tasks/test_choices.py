@@ -77,7 +77,7 @@ def test_formats_of_babylm_are_the_comparisons_that_they_describe(tmp_path: Path
     rows = choices.TASK.read([write(tmp_path / "a.jsonl", item)], Settings(argument="ewok"))
     contexts = (item["Context1"], item["Context2"])
     assert [row.candidates for row in rows] == [
-        tuple((each, f" {item[target]}") for each in contexts) for target in ("Target1", "Target2")
+        tuple((context, f" {item[target]}") for context in contexts) for target in ("Target1", "Target2")
     ]
     assert [(row.label, row.group) for row in rows] == [(0, "d"), (1, "d")]
     item = {"prefix_acceptable": "A whale", "prefix_unacceptable": "A ship", "property_phrase": "sleeps."}
@@ -167,7 +167,7 @@ def test_surprisal_explains_reading_times_that_depend_on_it(rng: np.random.Gener
     gain = 100 * (with_it - without) / (1 - without)
     assert metrics["RTfirstpass"] == pytest.approx(gain, rel=1e-4) and gain > 10
     later = np.array([number for number in range(1, len(items)) if items[number] == items[number - 1]])
-    spilled = [each[later] for each in base] + [each[later - 1] for each in base]
+    spilled = [column[later] for column in base] + [column[later - 1] for column in base]
     without, with_it = fit(spilled, times[later]), fit([*spilled, surprisal[later], surprisal[later - 1]], times[later])
     assert metrics["self_paced_reading_time"] == pytest.approx(100 * (with_it - without) / (1 - without), rel=1e-4)
     assert metrics["gain"] == pytest.approx((metrics["RTfirstpass"] + metrics["self_paced_reading_time"]) / 2)

@@ -191,13 +191,13 @@ def test_jobs_in_the_queue_are_followed_and_not_submitted_again(cluster: Path, m
 def test_a_failure_is_shown_when_it_happens_and_an_interruption_leaves_the_jobs(
     cluster: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    grid, asked = small_grid(), [0]
+    grid, calls = small_grid(), [0]
 
     def active() -> bool:
-        asked[0] += 1
-        if asked[0] == 2:
+        calls[0] += 1
+        if calls[0] == 2:
             node_status.note_failure(grid.nodes[0], cluster, "no text")
-        if asked[0] == 4:
+        if calls[0] == 4:
             raise KeyboardInterrupt
         return True
 

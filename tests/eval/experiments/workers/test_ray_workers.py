@@ -54,14 +54,14 @@ def start(folder: Path, address: str) -> subprocess.Popen[bytes]:
 
 def runs_of(folder: Path) -> list[int]:
     """Return the processes that train or score a node of a folder."""
-    found = []
+    processes = []
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             words = (path / "cmdline").read_bytes().split(b"\0")
             is_node = b"train" in words or b"eval" in words
             if is_node and Path(os.readlink(path / "cwd")) == folder / "grid":
-                found.append(int(path.name))
-    return found
+                processes.append(int(path.name))
+    return processes
 
 
 def wait_for_run(engine: subprocess.Popen[bytes], folder: Path) -> list[int]:
