@@ -237,7 +237,7 @@ def _other_registrations(cells: Sequence[Mapping[str, Any]], registered: str) ->
     ]
 
 
-def _curves(valid: Sequence[Mapping[str, Any]], tokens: int, flops: float | None) -> dict[str, list[list[float | None]]]:
+def _curves(valid: Sequence[Mapping[str, Any]], tokens: int, flops: float | None) -> dict[str, list[list[int | float | None]]]:
     """Return score -> [input tokens, FLOPs, value] of each validation, for the scores that have a better direction.
 
     Args:

@@ -32,6 +32,7 @@ FIT_RULE = (
     "to the exponent by its derivatives. A budget has an inner minimum if its parabola falls at the smallest size and rises at "
     "the largest, both at 2.5%."
 )
+NUMBERS = "Numbers here are means over seeds with 95% intervals, and the differences that claims are about."
 SEEDS = (
     "Every dot is a run; seeds are in the same order from top to bottom in all rows. What is far outside is named at the edge."
 )
@@ -127,6 +128,7 @@ def _sections(result: Result) -> dict[str, list[Block]]:
         INTERPRETATION: [Prose(str(result.get("interpretation") or ""))],
         "Results": [
             _budget(result),
+            NUMBERS,
             experiment_tables.results_table(result),
             published if paper else "",
             f"Floors: {floors}." if floors else "",

@@ -112,7 +112,7 @@ def results_table(result: Result) -> LinedTable:
     head, groups = ["Row"], [("", 1)]
     for metric, definition in metrics.items():
         head.append(metric_title(metric, definition.better))
-    groups += [("Here: mean and 95% interval over seeds, and differences", len(metrics))] if metrics else []
+    groups += [("Here", len(metrics))] if metrics else []
     groups += [("Paper, as published", len(paper))] if paper else []
     rows = []
     for row in registration["rows"]:
