@@ -51,10 +51,15 @@ class Replays:
         """Shapes, dtypes and shardings of the state."""
         return self._assembly.state
 
-    def take_steps(self, folder: RunDir, until: int) -> tuple[TrainingLoop, dict[str, Any]]:
+    def take_steps(
+        self, folder: RunDir, until: int, visit: Callable[[TrainingLoop], None] = lambda loop: None
+    ) -> tuple[TrainingLoop, dict[str, Any]]:
         """Take the steps from the checkpoint in a folder, or from the initial parameters if it has none, to step `until`.
 
         The rows of metrics and of the ledger are written to the folder.
+
+        Args:
+            visit: is called after each step.
 
         Returns:
             The loop after the last step, and the position of its data as checkpoints have it ("feed" and "counts").
@@ -65,6 +70,7 @@ class Replays:
         reached: dict[str, Any] = {}
 
         def stop(loop: TrainingLoop) -> None:
+            visit(loop)
             if loop.step >= until:
                 reached.update(feed=loop.feed.saved(), counts=loop.counts.total())
                 loop.end("the replay ends here")

@@ -49,11 +49,14 @@ def seed_of_digests(digests: Mapping[str, str]) -> int:
     return int(hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:8], 16)
 
 
-def choose_intervals(states: Sequence[int], *, steps: int, every: int, count: int, share: float, seed: int) -> list[Interval]:
+def choose_intervals(
+    states: Sequence[int], *, steps: int, every: int, count: int, share: float, seed: int, best: int | None = None
+) -> list[Interval]:
     """Return the intervals to replay, in the order of their steps.
 
-    The last one, which ends at the parameters that the run ends with, is always chosen, and the others at random. Each begins at
-    a stored state, since nothing else can be replayed, and has at most its part of `share`, but at least a row of metrics.
+    The interval with the step of the scored parameters is always chosen, and the others at random. Each begins at a stored state,
+    since nothing else can be replayed. That of the scored parameters is taken at least up to them, whatever the share, and the
+    last one completely; the others have at most their parts of `share`, but at least a row of metrics.
 
     Args:
         states: steps of the stored states, ascending, with 0 for the initial parameters.
@@ -62,17 +65,21 @@ def choose_intervals(states: Sequence[int], *, steps: int, every: int, count: in
         count: number of intervals; 0 = all of the run, each interval completely.
         share: largest share of the steps of the run that all of them take together.
         seed: seed of the choice.
+        best: step of the best checkpoint, which is scored in place of the newest one; None = the run keeps none.
     """
     pairs = list(itertools.pairwise(states))
+    scored = next((number for number, (first, end) in enumerate(pairs) if best is not None and first < best <= end), None)
     if not count:
         return [Interval(first, end, end) for first, end in pairs]
     others = np.random.default_rng(seed).permutation(len(pairs) - 1)[: count - 1].tolist() if len(pairs) > 1 else []
-    chosen = sorted([*others, len(pairs) - 1])
+    chosen = sorted({*others, len(pairs) - 1, *([] if scored is None else [scored])})
     longest = int(share * steps / len(chosen))
     intervals = []
-    for first, end in (pairs[number] for number in chosen):
+    for number in chosen:
+        first, end = pairs[number]
         row = (first // every + 1) * every
-        intervals.append(Interval(first, min(end, max(row, first + longest)), end))
+        least = end if number == len(pairs) - 1 else best if number == scored and best is not None else row
+        intervals.append(Interval(first, min(end, max(least, row, first + longest)), end))
     return intervals
 
 

@@ -5,6 +5,7 @@ Nothing here imports JAX.
 
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -21,8 +22,12 @@ from zoo.json_shapes import shape_problem
 FORMAT = 1
 NAMESPACE = "zoo-audit"
 """Namespace of the signatures, for `ssh-keygen -Y`: a signature for another purpose is not one of a certificate."""
-PATIENCE = 300.0
-"""Seconds to wait for ssh-keygen, which may ask for a passphrase."""
+PASSED = ("passed", "passed within bounds")
+"""Verdicts without a failed check: all that was replayed had the same bits, or some of it was computed by other arithmetic."""
+MOST_NAMES = 20
+"""Number of names of a key that are tried."""
+PATIENCE = 60.0
+"""Seconds to wait for ssh-keygen, for example for a touch of a security key."""
 SHAPE = {
     **{"format": int, "verdict": str, "run": {"folder": str}, "files": {str: str}, "checks": [{"check": str, "result": str}]},
     **{"intervals": [{str: object}], "coverage": {str: object}, "seed": int},
@@ -37,10 +42,14 @@ LIMITS = (
 """Statements about what no audit shows."""
 
 
-def verdict_of(checks: Sequence[Check]) -> str:
-    """Return "failed" if any check failed, "incomplete" if any could not be made, else "passed"."""
+def verdict_of(checks: Sequence[Check], *, exact: bool = True) -> str:
+    """Return "failed" if any check failed, "incomplete" if any could not be made, else one of `PASSED`.
+
+    Args:
+        exact: all that was replayed was compared to the bit.
+    """
     results = {check.result for check in checks}
-    return "failed" if "failed" in results else "incomplete" if "not checked" in results else "passed"
+    return "failed" if "failed" in results else "incomplete" if "not checked" in results else PASSED[not exact]
 
 
 def certificate_text(certificate: Mapping[str, Any]) -> str:
@@ -54,7 +63,7 @@ def signature_path(file: Path) -> Path:
 
 
 def check_key(key: str, out: str) -> None:
-    """Refuse a key that does not exist, a signature without a file, or a machine without ssh-keygen.
+    """Refuse a key that cannot sign now, a signature without a file, or a machine without ssh-keygen.
 
     Raises:
         BadInput: names what is missing.
@@ -64,6 +73,11 @@ def check_key(key: str, out: str) -> None:
     if not Path(key).is_file():
         raise BadInput(f"--key {key}: no such file; name a private key, or the public key of one that ssh-agent has")
     _require_program("--key")
+    try:
+        _ssh_keygen("--key", ["sign", "-f", key, "-n", NAMESPACE])
+    except BadInput as error:
+        fix = "a key with a passphrase must be in ssh-agent: run ssh-add, and name its public key"
+        raise BadInput(f"--key {key} cannot sign ({str(error).removeprefix('--key: ')}); {fix}") from None
 
 
 def write_certificate(certificate: Mapping[str, Any], out: Path, key: str) -> None:
@@ -100,10 +114,12 @@ def verify_certificate(file: Path, folder: str, signers: str) -> tuple[dict[str,
     states = {True: "is not here", False: "has other content"}
     named = ", ".join(f"{name} {states[name not in current] if name in recorded else 'was added'}" for name in changed[:3])
     checks.append(passed_or_failed("files", named, f"{len(current)} files have the digests of the certificate"))
-    for place in (run.checkpoints, run.best):
+    for place in (run.checkpoints, run.best, run.base):
         checks += check_arrays(place)[1]
     recorded_verdict = certificate["verdict"]
-    problem = "" if recorded_verdict == "passed" else f"the audit found: {recorded_verdict}"
+    problem = "" if recorded_verdict in PASSED else f"the audit found: {recorded_verdict}"
+    if (wrong := [check["check"] for check in certificate["checks"] if check["result"] != "passed"]) and not problem:
+        problem = f"it is {recorded_verdict}, but its check {wrong[0]} is not"
     return certificate, [*checks, passed_or_failed("verdict of the audit", problem, recorded_verdict)]
 
 
@@ -126,19 +142,37 @@ def _check_signature(file: Path, signers: str) -> Check:
     """Check that the signature beside a certificate is of its content, by a key that `signers` lists."""
     signature = signature_path(file)
     if not signature.is_file():
-        return Check("signature", "failed" if signers else "not checked", f"there is no {signature.name} beside it")
+        detail = f"not signed: there is no {signature.name} beside it, so anybody can have edited it"
+        return Check("signature", "failed" if signers else "not checked", detail)
     _require_program("--verify")
     if signers and not Path(signers).is_file():
         raise BadInput(f"--signers {signers}: no such file; name one with lines of NAME and a public key")
     try:
         if not signers:
             good = _ssh_keygen("--verify", ["check-novalidate", "-n", NAMESPACE, "-s", str(signature)], file)
-            return Check("signature", "passed", f"{good.strip()}; name --signers to check whose key it is")
-        names = _ssh_keygen("--verify", ["find-principals", "-s", str(signature), "-f", signers]).splitlines()
-        command = ["verify", "-f", signers, "-I", names[0], "-n", NAMESPACE, "-s", str(signature)]
-        return Check("signature", "passed", _ssh_keygen("--verify", command, file).strip())
+            return Check(
+                "signature", "not checked", f"{good.strip()}, and anybody has a key; name --signers to check whose it is"
+            )
+        lines = _ssh_keygen("--verify", ["find-principals", "-s", str(signature), "-f", signers]).splitlines()
+        names = dict.fromkeys(name for line in lines for name in (line, *line.split(",")) if name)
+        return _first_valid([*names][:MOST_NAMES], signers, signature, file)
     except BadInput as error:
         return Check("signature", "failed", str(error))
+
+
+def _first_valid(names: Sequence[str], signers: str, signature: Path, file: Path) -> Check:
+    """Return the check of the first of the names of a key by which the signature is valid, else of the last one.
+
+    A key may have several lines, of which some are limited to other namespaces or dates.
+    """
+    result = Check("signature", "failed", f"{signers} has no name for its key")
+    for name in names:
+        command = ["verify", "-f", signers, "-I", name, "-n", NAMESPACE, "-s", str(signature)]
+        try:
+            return Check("signature", "passed", _ssh_keygen("--verify", command, file).strip())
+        except BadInput as error:
+            result = Check("signature", "failed", str(error))
+    return result
 
 
 def _require_program(option: str) -> None:
@@ -150,11 +184,17 @@ def _ssh_keygen(option: str, command: Sequence[str], file: Path | None = None) -
     """Return what a command of `ssh-keygen -Y` prints, which gets a file as standard input.
 
     Raises:
-        BadInput: it fails; the message is the program's.
+        BadInput: it fails, with the message of the program, or does not end.
     """
     with contextlib.ExitStack() as stack:
         content = subprocess.DEVNULL if file is None else stack.enter_context(open_regular(file))
-        done = subprocess.run(["ssh-keygen", "-Y", *command], stdin=content, capture_output=True, text=True, timeout=PATIENCE)
+        options: dict[str, Any] = {"stdin": content, "capture_output": True, "text": True, "timeout": PATIENCE}
+        # Without a terminal, and with this variable, it fails where it would ask for a passphrase.
+        environment = {**os.environ, "SSH_ASKPASS_REQUIRE": "never"}
+        try:
+            done = subprocess.run(["ssh-keygen", "-Y", *command], env=environment, start_new_session=True, **options)
+        except subprocess.TimeoutExpired:
+            raise BadInput(f"{option}: ssh-keygen has not ended within {PATIENCE:.0f} s; try it by hand") from None
     if done.returncode:
         reason = " ".join((done.stderr or done.stdout).split())[:200]
         raise BadInput(f"{option}: ssh-keygen says: {reason or f'exit code {done.returncode}'}")

@@ -66,6 +66,18 @@ def array_problem(stored: Mapping[str, np.ndarray], computed: Mapping[str, np.nd
     return f"{len(wrong)} of {len(stored)} arrays differ: {', '.join(lines)}{', ...' if len(wrong) > LARGEST_LIST else ''}"
 
 
+def relative_difference(stored: Mapping[str, np.ndarray], computed: Mapping[str, np.ndarray]) -> float:
+    """Return the norm of the difference of two sets of floating-point arrays, relative to the norm of the first."""
+    pairs = [
+        (array.astype(np.float64), computed[path].astype(np.float64))
+        for path, array in stored.items()
+        if np.issubdtype(array.dtype, np.floating)
+    ]
+    norm = math.sqrt(sum(float(np.sum(old**2)) for old, _ in pairs))
+    difference = math.sqrt(sum(float(np.sum((old - new) ** 2)) for old, new in pairs))
+    return difference / norm if norm else difference
+
+
 def _largest_difference(stored: np.ndarray, computed: np.ndarray) -> float:
     if not np.issubdtype(stored.dtype, np.number):
         return float(np.count_nonzero(stored != computed))
@@ -76,6 +88,7 @@ def _agree(name: str, old: Any, new: Any, *, bits: bool, scores: bool) -> bool:
     if bits or not (isinstance(old, float) and isinstance(new, float)) or math.isnan(old) or math.isnan(new):
         # JSON of a float has all of its bits, and NaN equals NaN.
         return json.dumps(old) == json.dumps(new)
+    name = name.removeprefix("metrics.")
     if name == "loss" or name.startswith("terms."):
         return math.isclose(old, new, rel_tol=LARGEST_DIFFERENCE)
     return not scores or math.isclose(old, new, rel_tol=LARGEST_OF_SCORES)

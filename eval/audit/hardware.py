@@ -12,6 +12,9 @@ NOT_VERSIONS = ("python", "system", "XLA_FLAGS")
 LARGEST_DIFFERENCE = 1e-5
 """Largest relative difference of a loss between kinds of hardware, as for runs that continue on other devices."""
 
+LARGEST_DISTANCE = 1e-2
+"""Largest difference of the parameters of a replay between kinds of hardware, relative to their norm."""
+
 
 def starts_of_steps(starts: Sequence[Mapping[str, Any]], first: int, last: int) -> list[Mapping[str, Any]]:
     """Return the rows of starts.jsonl of the starts that took the steps after `first` up to `last`, in their order.

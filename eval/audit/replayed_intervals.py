@@ -11,8 +11,8 @@ from typing import Any
 import jax
 
 from eval.audit.audit_types import Interval
-from eval.audit.comparison import array_problem, row_problem, values_problem
-from eval.audit.hardware import hardware_differences, starts_of_steps
+from eval.audit.comparison import array_problem, relative_difference, row_problem, values_problem
+from eval.audit.hardware import LARGEST_DISTANCE, hardware_differences, starts_of_steps
 from eval.audit.run_digests import Manifests
 from eval.tasks.held_out.scorers import scorer
 from train.checkpoints.checkpoints import Checkpoints
@@ -35,11 +35,20 @@ class Replayed:
     rows: int
     """Number of rows of metrics.jsonl that were compared."""
     problems: tuple[str, ...]
+    has_best: bool = False
+    """True if the best checkpoint is of a step of the interval, and was compared."""
+    distance: float | None = None
+    """Relative difference of the parameters at the end from those stored there; None if the bits were compared, or nothing."""
 
     @property
     def has_same_state(self) -> bool:
         """True if the replay ended at a stored state, to the bit."""
         return self.interval.is_complete and not self.differences and not self.problems
+
+    def states(self, best: int | None) -> set[int]:
+        """Return the steps of the stored states that the replay has compared, `best` included, if it found no difference."""
+        passed = [*([self.interval.end] if self.interval.is_complete else []), *([best] if self.has_best and best else [])]
+        return set() if self.problems else {*passed}
 
     def record(self) -> dict[str, Any]:
         """Return the result as JSON."""
@@ -51,7 +60,9 @@ class Replayed:
             "compared": "bits" if bits else "losses within the bound",
             "because": list(self.differences),
             "rows": self.rows,
-            "state": "compared" if span.is_complete and bits else "not compared",
+            "state": "not compared" if not span.is_complete else "compared" if bits else "parameters within the bound",
+            "best_checkpoint": "compared" if self.has_best else "not in the interval",
+            **({} if self.distance is None else {"parameters_differ_by": self.distance}),
             "result": "failed" if self.problems else "passed",
             "problems": list(self.problems),
         }
@@ -64,7 +75,14 @@ class RunReplays:
     """
 
     def __init__(
-        self, folder: RunDir, run: Run, manifests: Manifests, starts: Sequence[Mapping[str, Any]], here: Any, work: Path
+        self,
+        folder: RunDir,
+        run: Run,
+        manifests: Manifests,
+        starts: Sequence[Mapping[str, Any]],
+        here: Any,
+        work: Path,
+        best: int | None = None,
     ) -> None:
         """Describe the replays.
 
@@ -75,7 +93,9 @@ class RunReplays:
             starts: rows of its starts.jsonl.
             here: "provenance" and "versions" of this process.
             work: an empty folder for what the replays write.
+            best: step of the best checkpoint, which replays that take this step compare; None = the run keeps none.
         """
+        self._best = best
         self._folder, self._run, self._manifests, self._starts, self._here, self._work = (
             folder,
             run,
@@ -105,17 +125,57 @@ class RunReplays:
             differences.append("options: the interval has steps of several starts")
         manifest = self._manifests[interval.end]
         replays = self._replays(manifest.meta["config"]["steps"], starts[0])
-        folder = self._state_folder(interval)
-        loop, reached = replays.take_steps(folder, interval.last)
+        folder, selected = self._state_folder(interval), dict[str, Any]()
+
+        def keep_best(loop: TrainingLoop) -> None:
+            if loop.step == self._best:
+                selected.update(_scored_part(loop))
+
+        loop, reached = replays.take_steps(folder, interval.last, keep_best)
         problems = [] if loop.start.first == interval.first else [f"the arrays are of step {loop.start.first}"]
         rows, row_problems = self._compare_rows(folder, interval, bits=not differences)
         problems += row_problems
         if interval.is_complete:
             stored = {name: manifest.meta.get(name) for name in reached}
             problems += [f"checkpoint: {text}"] if (text := values_problem(stored, reached, bits=True)) else []
+        distances = []
         if interval.is_complete and not differences:
             problems += self._compare_state(loop, replays, interval.end)
-        return Replayed(interval, tuple(differences), rows, tuple(problems))
+        elif interval.is_complete:
+            distances.append(
+                self._compare_parameters(self._folder.checkpoints, interval.end, _scored_part(loop), replays, problems)
+            )
+        if selected and self._best is not None:
+            exact = not differences
+            distance = self._compare_parameters(self._folder.best, self._best, selected, replays, problems, exact=exact)
+            distances += [] if exact else [distance]
+        return Replayed(interval, tuple(differences), rows, tuple(problems), bool(selected), max(distances, default=None))
+
+    def _compare_parameters(
+        self,
+        place: Path,
+        step: int,
+        computed: Mapping[str, Any],
+        replays: Replays,
+        problems: list[str],
+        *,
+        exact: bool = False,
+    ) -> float:
+        """Compare the parameters and the step of a checkpoint, add what is wrong to `problems`, and return their distance."""
+        state = replays.abstract_state
+        restored = Checkpoints(place, 1, notify=_ignore).restore(
+            {"params": state.params, "step": state.step}, step=step, partial=True
+        )
+        assert restored is not None
+        stored = by_path(jax.device_get(restored[0]))
+        distance = relative_difference(stored, computed)
+        problem = array_problem(stored, computed) if exact else ""
+        if not exact and (int(stored["step"]) != int(computed["step"]) or not distance <= LARGEST_DISTANCE):
+            problem = (
+                f"the parameters differ by {distance:.2g} of their norm, more than {LARGEST_DISTANCE:g}, or the step differs"
+            )
+        problems += [f"{place.name}/{folder_name(step)}: {problem}"] if problem else []
+        return distance
 
     def _compare_rows(self, folder: RunDir, interval: Interval, *, bits: bool) -> tuple[int, list[str]]:
         """Return the number of rows of metrics.jsonl that were compared, and what differs in them and in the ledger."""
@@ -182,7 +242,8 @@ class RunReplays:
             changed = [
                 f"{name}: {manifest.meta.get(name)} in the checkpoint, {value} here"
                 for name, value in current.items()
-                if manifest.meta.get(name) != value
+                # Checkpoints of earlier versions have no digest of the text, which held_out depends on.
+                if manifest.meta.get(name) != value and (name != "held_out_text" or name in manifest.meta)
             ]
             if changed:
                 raise BadInput(f"{self._folder.path} was trained on other data: {'; '.join(changed)}; restore its files")
@@ -197,6 +258,12 @@ class RunReplays:
             if self._folder.base.is_dir():
                 shutil.copytree(self._folder.base, folder.base)
         return folder
+
+
+def _scored_part(loop: TrainingLoop) -> dict[str, Any]:
+    """Return the parameters and the step of a replay by their paths."""
+    state = loop.global_state()
+    return by_path(jax.device_get({"params": state.params, "step": state.step}))
 
 
 def _ignore(line: str) -> None:

@@ -5,15 +5,19 @@ Nothing here imports JAX.
 
 import hashlib
 import itertools
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from eval.audit.audit_types import Check, passed_or_failed
 from train.checkpoints.config_check import check_identity
 from train.checkpoints.manifest import NAME, DamagedCheckpoint, Manifest, folder_name, kind_of_entry
 from train.config.run_config import Run
+from train.run.metric_definitions import METRICS, leading_metrics
 from train.run.metrics_file import read_rows
 from train.run.run_dir import RunDir, check_unlocked
+from train.run.run_identity import is_repeated
 from train.tokenizers.tokenizer import FILE
 from zoo.errors import BadInput
 from zoo.file_access import open_regular
@@ -68,6 +72,13 @@ def check_arrays(place: Path) -> tuple[Manifests, list[Check]]:
     return manifests, checks
 
 
+def check_options(folder: RunDir, starts: Sequence[Mapping[str, Any]]) -> Check:
+    """Refuse options of a start by which a replay would have another configuration than the run."""
+    wrong = [(number, key) for number, start in enumerate(starts, 1) for key in start.get("options", {}) if not is_repeated(key)]
+    problem = f"row {wrong[0][0]} sets {wrong[0][1]}, which no start may change" if wrong else ""
+    return passed_or_failed(folder.starts.name, problem, "its options are those that a start may change")
+
+
 def check_configuration(folder: RunDir, run: Run, manifests: Mapping[int, Manifest], best: Mapping[int, Manifest]) -> Check:
     """Compare config.json with the configuration that each checkpoint records."""
     problem = ""
@@ -80,6 +91,36 @@ def check_configuration(folder: RunDir, run: Run, manifests: Mapping[int, Manife
         except BadInput as error:
             problem = problem or str(error)
     return passed_or_failed("config.json", problem, "every checkpoint records this configuration")
+
+
+def check_selection(folder: RunDir, run: Run, best: Mapping[int, Manifest], name: str) -> list[Check]:
+    """Compare the best checkpoint with the validations of the run; no check if it selects none.
+
+    Args:
+        name: name of the check.
+    """
+    if not run.selection.best:
+        return []
+    if not best:
+        return [Check(name, "not checked", f"{folder.best} has no intact checkpoint")]
+    rows = [row for row in read_rows(folder.metrics) if row.get("kind") == "valid"]
+    meta, step = best[max(best)].meta, max(best)
+    metric = run.selection.metric or next(iter(leading_metrics(rows[0]) if rows else ()), "")
+    values = [(row["step"], float(row[metric])) for row in rows if isinstance(row.get(metric), int | float)]
+    finite = [(number, value) for number, value in values if math.isfinite(value)]
+    if metric not in METRICS or not finite:
+        return [Check(name, "not checked", f"no validation has measured {metric or 'a metric'}")]
+    sign = -1 if METRICS[metric].better == "higher" else 1
+    expected = min(finite, key=lambda pair: (sign * pair[1], pair[0]))
+    problem = (
+        ""
+        if (meta.get("metric"), step, meta.get("value")) == (metric, *expected)
+        else (
+            f"it is of step {step}, by {meta.get('metric')} {meta.get('value')}, and the best validation by {metric} is "
+            f"{expected[1]} at step {expected[0]}"
+        )
+    )
+    return [passed_or_failed(name, problem, f"step {step} has the best {metric} of {len(finite)} validations")]
 
 
 def check_rows(path: Path, manifests: Mapping[int, Manifest]) -> Check:
@@ -97,9 +138,13 @@ def check_rows(path: Path, manifests: Mapping[int, Manifest]) -> Check:
             is_short = f"there are fewer than the {rows} rows" if digest is None else f"the first {rows} rows are not those"
             problems.append(f"{is_short} of the checkpoint of step {step}")
     newest = max(records)
-    own = sum(row["step"] <= newest for row in read_rows(path))
+    rows = read_rows(path)
+    own = sum(row["step"] <= newest for row in rows)
     if not problems and own != records[newest]["rows"]:
         problems.append(f"{own} rows up to step {newest}, and its checkpoint records {records[newest]['rows']}")
+    if not problems and (later := [row["step"] for row in rows if row["step"] > newest]):
+        detail = f"{len(later)} rows up to step {max(later)} are later than the newest checkpoint, of step {newest}"
+        return Check(path.name, "not checked", f"{detail}, so that nothing records them; continue the run to its end")
     return passed_or_failed(path.name, "; ".join(problems), f"{own} rows have the digests in {len(records)} checkpoints")
 
 

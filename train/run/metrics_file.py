@@ -20,7 +20,7 @@ from train.run.time_account import settle_killed
 from zoo.errors import BadInput, cannot_write
 from zoo.fault_points import fault_point
 from zoo.file_access import open_regular, open_to_append, too_large
-from zoo.json_shapes import is_usable_number
+from zoo.json_shapes import is_usable_number, shape_problem
 
 # JSON has no numbers for these; protobuf's JSON mapping uses the same strings.
 NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -223,7 +223,7 @@ def _start_problem(row: Mapping[str, Any]) -> str:
         return "at"
     objects = {"facts": row.get("facts"), "versions": row.get("versions"), "provenance": row.get("provenance", {})}
     objects["options"] = row.get("options", {})
-    wrong = [name for name, value in objects.items() if not isinstance(value, Mapping)]
+    wrong = [name for name, value in objects.items() if shape_problem(value, {str: object})]
     numbers = {name: row.get(name) for name in ("flops", "rate", "seconds", "peak_bytes")}
     wrong += [name for name, value in numbers.items() if value is not None and not is_usable_number(value)]
     if "spent" in row:

@@ -73,7 +73,12 @@ def may_change(key: str) -> bool:
 
 def repeated_options(run: Run) -> dict[str, Any]:
     """Return the values that repeat the steps of a start of a run to the bit, beside those of `run_identity`, as JSON."""
-    return json.loads(json.dumps({key: value for key, value in flat_options(run).items() if _is_below(key, REPEATED)}))
+    return json.loads(json.dumps({key: value for key, value in flat_options(run).items() if is_repeated(key)}))
+
+
+def is_repeated(key: str) -> bool:
+    """Return whether a dotted key is one of `REPEATED` or below one: what a start may record among its options."""
+    return _is_below(key, REPEATED)
 
 
 def _is_below(key: str, names: tuple[str, ...]) -> bool:
