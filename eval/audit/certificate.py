@@ -24,8 +24,8 @@ NAMESPACE = "zoo-audit"
 """Namespace of the signatures, for `ssh-keygen -Y`: a signature for another purpose is not one of a certificate."""
 PASSED = ("passed", "passed within bounds")
 """Verdicts without a failed check: all that was replayed had the same bits, or some of it was computed by other arithmetic."""
-MOST_NAMES = 20
-"""Number of names of a key that are tried."""
+MOST_NAMES = 1000
+"""Number of names of a file of keys that are tried."""
 PATIENCE = 60.0
 """Seconds to wait for ssh-keygen, for example for a touch of a security key."""
 SHAPE = {
@@ -150,29 +150,29 @@ def _check_signature(file: Path, signers: str) -> Check:
     try:
         if not signers:
             good = _ssh_keygen("--verify", ["check-novalidate", "-n", NAMESPACE, "-s", str(signature)], file)
-            return Check(
-                "signature", "not checked", f"{good.strip()}, and anybody has a key; name --signers to check whose it is"
-            )
-        lines = _ssh_keygen("--verify", ["find-principals", "-s", str(signature), "-f", signers]).splitlines()
-        names = dict.fromkeys(name for line in lines for name in (line, *line.split(",")) if name)
+            return Check("signature", "not checked", f"{good.strip()}; name --signers, since anybody can sign with some key")
+        _ssh_keygen("--verify", ["find-principals", "-s", str(signature), "-f", signers])
+        # ssh-keygen prints the first line with the key only, which may be limited to other namespaces or dates.
+        lines = read_regular(signers, LARGEST_JSON).decode(errors="replace").splitlines()
+        names = dict.fromkeys(
+            name for line in lines if line.strip() and line[0] != "#" for name in line.split()[0].strip('"').split(",")
+        )
         return _first_valid([*names][:MOST_NAMES], signers, signature, file)
     except BadInput as error:
         return Check("signature", "failed", str(error))
 
 
 def _first_valid(names: Sequence[str], signers: str, signature: Path, file: Path) -> Check:
-    """Return the check of the first of the names of a key by which the signature is valid, else of the last one.
-
-    A key may have several lines, of which some are limited to other namespaces or dates.
-    """
-    result = Check("signature", "failed", f"{signers} has no name for its key")
+    """Return the check of the first of the names by which the signature is valid, else that it is by none of them."""
+    reasons = []
     for name in names:
         command = ["verify", "-f", signers, "-I", name, "-n", NAMESPACE, "-s", str(signature)]
         try:
             return Check("signature", "passed", _ssh_keygen("--verify", command, file).strip())
         except BadInput as error:
-            result = Check("signature", "failed", str(error))
-    return result
+            reasons.append(str(error))
+    fix = f"{signers} permits no name for its key" if len(set(reasons)) != 1 else reasons[0]
+    return Check("signature", "failed", fix)
 
 
 def _require_program(option: str) -> None:

@@ -181,21 +181,22 @@ def edit_config(run: Path, key: str, value: Any, *, sealed: bool) -> None:
         reseal(run, lambda meta: meta["config"].update({key: value}))
 
 
-def edit_arrays(run: Path, step: int, part: str, rng: random.Random) -> None:
-    """Change a number of an array of a checkpoint, and compute the digests again."""
+def edit_arrays(run: Path, step: int, part: str, rng: random.Random, place: str = "checkpoints", by: float = 1e-3) -> None:
+    """Change a number of an array of a checkpoint, in `checkpoints` or `best`, and compute the digests again."""
     config, mesh = read_config(run), device_mesh.make_mesh(Mesh())
     abstract = assemble(config, objective(config.objective).bind_abstract(config, mesh), mesh).state
-    place = RunDir(run).checkpoints
-    restored = Checkpoints(place, 9, notify=print).restore(abstract, step=step)
+    if place == "best":
+        abstract = dataclasses.replace(abstract, opt_state={}, carry={})
+    restored = Checkpoints(run / place, 9, notify=print).restore(abstract, step=step)
     assert restored is not None
     state, meta = restored
     leaves, tree = jax.tree.flatten(getattr(state, part))
     number = rng.choice([number for number, leaf in enumerate(leaves) if leaf.ndim > 1 and leaf.dtype == "float32"])
-    leaves[number] = leaves[number].at[(0,) * leaves[number].ndim].add(1e-3)
+    leaves[number] = leaves[number].at[(0,) * leaves[number].ndim].add(by)
     state = dataclasses.replace(state, **{part: jax.tree.unflatten(tree, leaves)})
     with Checkpoints(run / "edited", 1, notify=print) as checkpoints:
         checkpoints.save(state, meta)
         assert checkpoints.wait()
-    shutil.rmtree(place / f"{step:08d}")
-    (run / "edited" / f"{step:08d}").rename(place / f"{step:08d}")
+    shutil.rmtree(run / place / f"{step:08d}")
+    (run / "edited" / f"{step:08d}").rename(run / place / f"{step:08d}")
     shutil.rmtree(run / "edited")

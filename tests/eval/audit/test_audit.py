@@ -134,6 +134,35 @@ def test_a_signed_certificate_is_checked_by_a_third_party(capsys: pytest.Capture
         assert ended.code == 1 and "failed       files: scores.json has other content" in ended.stdout
 
 
+@pytest.mark.planted(5)
+def test_a_certificate_is_vouched_for_by_a_listed_key_only(capsys: pytest.CaptureFixture[str]) -> None:
+    with copied(trained("gpt")) as run:
+        for name, phrase in (("key", ""), ("locked", "secret")):
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", phrase, "-C", name, "-f", name], check=True)
+        line = printed(capsys, "audit", str(run), "--out", "a.json", "--key", "locked", code=2)
+        assert line.startswith("zoo: --key locked cannot sign (ssh-keygen says: ") and line.endswith("name its public key\n")
+        Path("a.json.sig").mkdir()
+        line = printed(capsys, "audit", str(run), "--out", "a.json", code=2)
+        assert line == "zoo: --out a.json.sig: it is a folder; name a file\n"
+        Path("a.json.sig").rmdir()
+        assert call(capsys, "audit", str(run), "--steps", "1", "--out", "a.json").code == 0
+        edit_json(Path("a.json"), lambda certificate: certificate.update(seed=1))
+        ended = call(capsys, "audit", "--verify", "a.json")
+        assert ended.code == 1 and "not checked  signature: not signed: there is no a.json.sig" in ended.stdout
+        assert ended.stdout.endswith("incomplete: a.json\n")
+        subprocess.run("ssh-keygen -q -Y sign -f key -n zoo-audit < a.json > a.json.sig", shell=True, check=True)
+        ended = call(capsys, "audit", "--verify", "a.json")
+        assert ended.code == 1 and "name --signers, since anybody can sign with some key" in ended.stdout
+        public = Path("key.pub").read_text()
+        # The first name is limited to signatures of another kind.
+        Path("signers").write_text(f'git@x namespaces="git" {public}me@x,audit@x {public}')
+        assert printed(capsys, "audit", "--verify", "a.json", "--signers", "signers").endswith("passed: a.json\n")
+        edit_json(Path("a.json"), lambda certificate: certificate["checks"][0].update(result="failed"))
+        subprocess.run("ssh-keygen -q -Y sign -f key -n zoo-audit < a.json > a.json.sig", shell=True, check=True)
+        ended = call(capsys, "audit", "--verify", "a.json", "--signers", "signers")
+        assert ended.code == 1 and "failed       verdict of the audit: it is passed, but its check " in ended.stdout
+
+
 def test_what_cannot_be_audited_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with copied(trained("gpt")) as run:
         with FileLock(run / "run.lock", fallback_to_soft=False):

@@ -37,7 +37,7 @@ def audit(args: list[str]) -> int:
         """Seed of the choice of intervals. None = a hash of the run's files, which nobody chooses."""
         other_versions: bool = False
         """Compare with other versions of packages than those of the run: losses within a relative 1e-5, parameters within
-        1e-2 of their norm."""
+        1e-3 of their norm."""
         out: str = ""
         """File for the certificate; empty = it is printed."""
         key: str = ""
