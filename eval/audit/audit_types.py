@@ -72,7 +72,8 @@ def choose_intervals(
     if not count:
         return [Interval(first, end, end) for first, end in pairs]
     others = np.random.default_rng(seed).permutation(len(pairs) - 1)[: count - 1].tolist() if len(pairs) > 1 else []
-    chosen = sorted({*others, len(pairs) - 1, *([] if scored is None else [scored])})
+    required: list[int] = [len(pairs) - 1, *([] if scored is None else [scored])]
+    chosen: list[int] = sorted({*others, *required})
     longest = int(share * steps / len(chosen))
     intervals = []
     for number in chosen:
