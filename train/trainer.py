@@ -19,7 +19,7 @@ from train.loop.open_run import open_run, restore_or_init
 from train.loop.prepare import Evaluation, Scorer, prepare
 from train.run.console import Console
 from train.run.result_files import failure_recorded
-from train.run.run_dir import RunDir
+from train.run.run_dir import RunDir, confirm_own
 from train.run.stop_signals import StopSignals
 from train.run.time_account import TimeAccount
 from train.step.assembly import assemble
@@ -60,9 +60,13 @@ def run(
         opened = open_run(prepared, stack)
         if opened.is_finished:
             return finish_again(opened)
-        stack.enter_context(failure_recorded(opened.folder, opened.process))
         assembly = assemble(opened.run, opened.objective, opened.mesh, opened.parameters)
         start, state = restore_or_init(opened, assembly)
+        if opened.process == 0:
+            # Not in `restore_or_init`, by which an audit replays a run of somebody else.
+            confirm_own(opened.folder.path, notify=console.notice)
+        # A refused start changes nothing in the folder, and so is not recorded.
+        stack.enter_context(failure_recorded(opened.folder, opened.process))
         loop = TrainingLoop(opened, assembly, start, state, account, stack)
         train_steps(loop, hooks, stop)
         return finish(loop, stop)

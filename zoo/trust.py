@@ -134,11 +134,6 @@ def _refusal(references: References, refused: list[Reference]) -> str:
     return f"{references.folder}: {what}; fetch it by a command of your own (zoo import, zoo data inspect --data.paths), or {fix}"
 
 
-def are_permitted(references: References) -> bool:
-    """Return whether this command, or a confirmation, permits everything that a folder names."""
-    return all(key_of(name) in _PERMITTED for name in references.names)
-
-
 def is_confirmed(references: References, name: Reference) -> bool:
     """Return whether the user has confirmed a name of a folder.
 

@@ -30,7 +30,9 @@ REACH = 4 << 20
 """Largest number of characters on each side in which a place to cut a document is searched."""
 
 PIECE = 4096
-"""Bytes of the pieces that `--data.take` samples: some paragraphs, so that a sample has parts of all sources."""
+"""Bytes of the pieces that `--data.take` samples, of a text of `FEWEST_PIECES` of them or more: some paragraphs."""
+FEWEST_PIECES = 64
+"""Number of pieces that a shorter text is divided into."""
 WHITE_SPACE = re.compile(rb"\s")
 MAX_SLACK = 1 << 20
 """Characters that the search window may hold beyond twice its reach before its beginning is discarded."""
@@ -85,7 +87,7 @@ def split_corpus(data: TextData) -> tuple[Documents, Documents]:
 def sample_share(documents: Documents, share: float, seed: int) -> Documents:
     """Return about the share of the bytes of documents, for `--data.take`; with 1 the documents themselves.
 
-    The sample consists of pieces of `PIECE` bytes at random places, which end with a word if one ends near enough. Adjacent
+    The sample consists of pieces of up to `PIECE` bytes at random places, which end with a word if one ends near enough. Adjacent
     pieces remain one text, and every gap begins a new document. With equal seeds, a smaller share is a part of a larger one.
 
     Raises:
@@ -93,17 +95,18 @@ def sample_share(documents: Documents, share: float, seed: int) -> Documents:
     """
     if share == 1:
         return documents
-    total, number = -(-documents.text_bytes // PIECE), round(share * documents.text_bytes / PIECE)
-    fix = f"less than half of a piece of {PIECE:,} bytes; choose a larger share, or add text to --data.paths"
+    size = min(PIECE, max(1, documents.text_bytes // FEWEST_PIECES))
+    total, number = -(-documents.text_bytes // size), round(share * documents.text_bytes / size)
+    fix = f"less than half of a piece of {size:,} bytes; choose a larger share, or add text to --data.paths"
     require(number > 0, "data.take", share, fix)
     order = np.random.Generator(np.random.Philox(key=np.array([seed, PIECE], np.uint64))).permutation(total)
-    return _measured(functools.partial(_sampled, documents.read, np.sort(order[:number])))
+    return _measured(functools.partial(_sampled, documents.read, size, np.sort(order[:number])))
 
 
-def _sampled(read: Callable[[], Iterator[Document]], numbers: np.ndarray) -> Iterator[Document]:
+def _sampled(read: Callable[[], Iterator[Document]], size: int, numbers: np.ndarray) -> Iterator[Document]:
     """Yield the pieces with these numbers, which are sorted, as documents; adjacent pieces of a document are its chunks."""
     held: tuple[int, Document] | None = None
-    for number, piece in _pieces(read()):
+    for number, piece in _pieces(read(), size):
         is_chosen = numbers[min(np.searchsorted(numbers, number), len(numbers) - 1)] == number
         if held is not None:
             is_continued = is_chosen and number <= held[0] + 1 and not held[1].last
@@ -113,8 +116,8 @@ def _sampled(read: Callable[[], Iterator[Document]], numbers: np.ndarray) -> Ite
         yield dataclasses.replace(held[1], last=True)
 
 
-def _pieces(chunks: Iterable[Document]) -> Iterator[tuple[int, Document]]:
-    """Yield (number of the piece, its text in a chunk): a chunk is cut after the first white space behind each `PIECE` bytes.
+def _pieces(chunks: Iterable[Document], size: int) -> Iterator[tuple[int, Document]]:
+    """Yield (number of the piece, its text in a chunk): a chunk is cut after the first white space behind each `size` bytes.
 
     Without white space in the next piece, as in Chinese, it is cut between two characters.
     """
@@ -122,9 +125,9 @@ def _pieces(chunks: Iterable[Document]) -> Iterator[tuple[int, Document]]:
     for chunk in chunks:
         raw, start = chunk.text.encode(), 0
         while True:
-            number = (first + start) // PIECE
-            boundary = max((number + 1) * PIECE - first, start + 1)
-            space = WHITE_SPACE.search(raw, boundary - 1, boundary + PIECE)
+            number = (first + start) // size
+            boundary = max((number + 1) * size - first, start + 1)
+            space = WHITE_SPACE.search(raw, boundary - 1, boundary + size)
             end = space.end() if space else _next_character(raw, boundary)
             yield number, Document(chunk.name, raw[start:end].decode(), chunk.last and end == len(raw))
             start = end

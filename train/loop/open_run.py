@@ -16,13 +16,12 @@ from train.engine.state import State
 from train.loop.prepare import PreparedRun
 from train.parametrization import Parametrization
 from train.run import extension
-from train.run.run_dir import check_same_run, confirm_own, plugin_notices, remove_stale_files, run_references, write_json
+from train.run.run_dir import check_same_run, plugin_notices, remove_stale_files, write_json
 from train.run.run_identity import run_identity
 from train.step.assembly import Assembly
 from train.store.run_uploads import Uploads, uploads_of
 from train.weights import lineage, warm_start
 from train.weights.generation_settings import keep_generation
-from zoo import trust
 from zoo.errors import BadInput
 from zoo.runtime.native_log import native_log
 
@@ -140,9 +139,6 @@ def _write_folder(opened: OpenRun, assembly: Assembly, checkpoint: Any) -> None:
     # Write the configuration first, so that after a kill no other run can take over the tokenizer.
     folder.write_config(run)
     extension.begin_extension(run, folder, {} if checkpoint is None else checkpoint[1], done, notify=notify)
-    # The replay of a run of somebody else writes a folder too, and its user has not described the run.
-    if trust.are_permitted(run_references(folder.path)):
-        confirm_own(folder.path, notify=notify)
     folder.tokenizer.mkdir(exist_ok=True)
     data.tokenizer.save(folder.tokenizer)
     if run.init and checkpoint is None and opened.model.generates:

@@ -131,7 +131,7 @@ def test_each_path_is_split_and_tokenized_on_its_own(tmp_path, files):
 
 
 def test_a_share_has_the_tokenizer_and_the_held_out_text_of_all(tmp_path, files):
-    """Each source loses its end; only the fingerprints of the training data differ."""
+    """Each source loses some of its pieces; only the fingerprints of the training data differ."""
     _, text = read(tmp_path, files, (0.7, 0.3))
     run, part = read(tmp_path, files, (0.7, 0.3), take=0.5)
     assert {key for key, value in part.fingerprints().items() if value != text.fingerprints()[key]} == {
@@ -140,8 +140,8 @@ def test_a_share_has_the_tokenizer_and_the_held_out_text_of_all(tmp_path, files)
     }
     for full, taken in zip(text.rows.components, part.rows.components, strict=True):
         before, after = decoded(text, full.rows.tokens), decoded(part, taken.rows.tokens)
-        assert before.startswith(after) and 0.46 < len(after) / len(before) < 0.54
-    assert ", the first 0.5 of the text: " in part.describe(run)["data"]
+        assert {*after.split()} <= {*before.split()} and 0.46 < len(after) / len(before) < 0.54
+    assert ", a sample of 0.5 of the text: " in part.describe(run)["data"]
     with pytest.raises(BadInput, match=r"--data\.take 0\.0: choose a share"):
         read(tmp_path, files, take=0.0)
 
