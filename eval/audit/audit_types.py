@@ -19,7 +19,7 @@ class Check:
     name: str
     result: Result
     detail: str = ""
-    """What was compared, or what differs."""
+    """The facts that were compared, or the first that differ."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,7 +31,7 @@ TINY: Options = {
 """Options of a pretraining run of `nano`: 0.15 million parameters, 4 million tokens, less than a minute on a core.
 
 A vocabulary of 512 is learned so fast that the rows of an experiment are far from their control, which matters more than the size
-of the model: with 4,096 entries and a 30th of the tokens per parameter most rows hardly beat the frequencies of words."""
+of the model: with 4,096 entries and half a token per parameter most rows hardly beat the frequencies of words."""
 TINY_T5: Options = {**TINY, "model.decoder_layers": 2, "model.head": 16, "steps": 3_000}
 RATES = (0.5, 1.0, 2.0)
 """Multiples of the learning rate among which the pilot chooses for each row."""
@@ -40,24 +40,25 @@ FRESH: Options = {"steps": 1, "optim.lr": 1e-9}
 """Options of a control: after one step at this rate the parameters are those that they were initialized with."""
 FRESH_ROW = Row(name="fresh", label="fresh parameters (control)", overrides=FRESH)
 
-TRANSLATION: Options = {
-    f"pairs.{side}": f"{{tasks}}/multi30k/{part}.{language}.gz"
-    for side, part, language in (
-        ("source", "train", "de"),
-        ("target", "train", "en"),
-        ("valid_source", "val", "de"),
-        ("valid_target", "val", "en"),
-    )
-}
+
+def multi30k_pairs(source: str, target: str) -> Options:
+    """Return the options of a run that translates the descriptions of Multi30k from one language to another ("de", "en")."""
+    return {
+        f"pairs.{prefix}{side}": f"{{tasks}}/multi30k/{part}.{language}.gz"
+        for prefix, part in (("", "train"), ("valid_", "val"))
+        for side, language in (("source", source), ("target", target))
+    }
+
+
 TRANSLATE = Stage(
     name="translate",
     recipe="finetune-text-to-text",
     after="pretrain",
-    overrides={**TRANSLATION, "data.length": 64, "data.batch": 16},
+    overrides={**multi30k_pairs("de", "en"), "data.length": 64, "data.batch": 16},
     seconds=10.0,
 )
 """Fine-tuning on short descriptions, German to English: a model that is pretrained on English has half of the task learned. It is
-judged by the loss of the targets, which all architectures have, and whose noise is a tenth of that of accuracies."""
+judged by the loss of the targets, which all architectures have."""
 TRANSLATE_NANO: Options = {"steps": 800, "log.validate_every": 200, "checkpoint.every": 400}
 TRANSLATE_SMOKE: Options = {"steps": 10, "log.validate_every": 5}
 

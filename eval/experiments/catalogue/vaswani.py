@@ -3,19 +3,10 @@
 import dataclasses
 import functools
 
-from eval.experiments.catalogue._common import FRESH_ROW, SMALL_T5, TINY, claim, nano, night, smoke, table_row
-from eval.experiments.declaration import Experiment, Options, Stage, Tier, Times
+from eval.experiments.catalogue._common import FRESH_ROW, SMALL_T5, TINY, claim, multi30k_pairs, nano, night, smoke, table_row
+from eval.experiments.declaration import Experiment, Stage, Tier, Times
 
 SOURCE = "Vaswani et al. 2017, table 3"
-PAIRS: Options = {
-    f"pairs.{side}": f"{{tasks}}/multi30k/{part}.{language}.gz"
-    for side, part, language in (
-        ("source", "train", "en"),
-        ("target", "train", "de"),
-        ("valid_source", "val", "en"),
-        ("valid_target", "val", "de"),
-    )
-}
 TEST = ("{tasks}/multi30k/test_2016_flickr.en.gz", "{tasks}/multi30k/test_2016_flickr.de.gz")
 
 _row = functools.partial(table_row, columns=("perplexity", "BLEU"))
@@ -51,7 +42,7 @@ def vaswani() -> Experiment:
         rows=rows,
         control="fresh",
         stages=(
-            Stage(name="pretrain", recipe="transformer-nano", overrides=PAIRS, seconds=10.0),
+            Stage(name="pretrain", recipe="transformer-nano", overrides=multi30k_pairs("en", "de"), seconds=10.0),
             Stage(
                 name="translate",
                 task="text_to_text:bleu,chrf",

@@ -25,7 +25,7 @@ COLUMNS = {
     "budget": ("budget",),
     "vocabulary": ("vocabulary", "vocab", "tokenizer"),
 }
-"""What a column means -> the names that it has unless `--columns` gives another one, in small or capital letters."""
+"""Meaning of a column -> its names unless `--columns` gives another one, in small or capital letters."""
 TRAITS = ("budget", "vocabulary")
 """Columns whose values must be the same in all rows of a claim."""
 SUFFIXES = (".csv", ".tsv", ".jsonl")

@@ -12,7 +12,7 @@ from eval.experiments import catalogue, grid_runner, pilot
 from eval.experiments.declaration import Experiment, Tier
 from eval.experiments.grid import build_grid
 from eval.experiments.preregistration import registration_of
-from eval.experiments.workers import node_process
+from eval.experiments.workers import cluster_scripts, node_process
 from tests.support.commands import call
 from tests.support.small_experiment import FILES, STAND_IN, experiment, with_row
 from zoo.cli.commands.train import parse_options
@@ -46,6 +46,14 @@ def test_a_pilot_has_each_row_at_each_rate_and_other_seeds() -> None:
     rates = {node.row: node.config.optim.lr for node in grid.nodes if node.stage == "pretrain"}
     assert rates == {"a-rate0.5": 5e-4, "a-rate2": 2e-3, "b-rate0.5": 5e-4, "b-rate2": 2e-3, "none": 1e-3}
     assert {node.seed for node in grid.nodes if node.row} == {1000, 1001}
+
+
+def test_the_jobs_of_a_pilot_mount_the_volume_of_the_experiment(tmp_path: Path) -> None:
+    """The pilot is in a folder of the experiment, so its jobs mount the folder two above it."""
+    grid = build_grid(pilot.pilot_experiment(declared(), "smoke"), "smoke", FILES, parse_options, seeds=TIER.pilot_seeds)
+    own = tmp_path / "experiment" / pilot.FOLDER
+    (first, *_) = cluster_scripts.job_sets(grid, own, ["zoo"], cluster_scripts.Resources()).split("\n---\n")
+    assert f'"mountPath": "{tmp_path.resolve()}"' in first and f'"workingDir": "{own.resolve()}"' in first
 
 
 def test_the_best_rate_of_which_every_seed_has_a_value_is_chosen() -> None:

@@ -121,7 +121,10 @@ def _act_after_pilot(options: Any, declared: Any, files: Any, folder: Path) -> i
     )
     if options.plan:
         print("pilot")
-        return _act(options, pilot_grid, own) or (0 if options.pilot else _act(options, untuned, folder))
+        if (code := _act(options, pilot_grid, own)) or options.pilot:
+            return code
+        print("grid")
+        return _act(options, untuned, folder)
     # What would stop the grid is refused before the pilot takes its time.
     if not options.node:
         grid_checks.check_grid(untuned, lambda: _costs(untuned))
