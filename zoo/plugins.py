@@ -1,4 +1,4 @@
-"""Plug-ins: models, objectives, attention implementations, tasks, recipes and hooks of other packages. Nothing here imports JAX.
+"""Plug-ins: models, objectives, attention, optimizers, tasks, recipes and hooks of other packages. Nothing here imports JAX.
 
 A distribution extends the zoo by an entry point in one of `GROUPS`. The names are read from the metadata of the installed
 distributions once, when a name is first looked up. An object is imported only when its name is requested, so that a broken
@@ -21,6 +21,7 @@ GROUPS = {
     "zoo.models": "model family",
     "zoo.objectives": "objective",
     "zoo.attention": "attention implementation",
+    "zoo.optimizers": "optimizer",
     "zoo.tasks": "task",
     "zoo.recipes": "recipe",
     "zoo.hooks": "hook",

@@ -120,6 +120,12 @@ def constrain(x: jax.Array, *axes: Any) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*free_names))
 
 
+def size_of(axes: Sequence[str]) -> int:
+    """Return the number of devices along axes of the context mesh over which XLA shards; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[axis] for axis in axes if axis in _auto_axes())
+
+
 def constrain_tokens(x: Shaped[jax.Array, "B T ..."]) -> Shaped[jax.Array, "B T ..."]:
     """Constrain the sharding of an activation of tokens: rows over the axes of `BATCH`, positions over `POSITIONS`.
 

@@ -22,7 +22,9 @@ from tests.support.example_plugin import installed, write_distribution, write_ex
 from tests.support.processes import ROOT, run_python
 from train import objectives, recipes
 from train.config.find_objective import find_options
+from train.config.optim_options import Optim
 from train.config.run_plugins import load_hook_factory
+from train.engine import optimizers
 from train.run import run_dir
 from train.run.run_dir import RunDir
 from zoo import configs, models, plugins
@@ -36,6 +38,7 @@ LOOKUPS: dict[str, Callable[[str], object]] = {
     "zoo.models": models.family,
     "zoo.objectives": objectives.objective,
     "zoo.attention": attention.find_implementation,
+    "zoo.optimizers": lambda name: optimizers.direction_of(Optim(name=name)),
     "zoo.tasks": task_table.find_task,
     "zoo.recipes": recipes.find_recipe,
     "zoo.hooks": load_hook_factory,
@@ -44,6 +47,7 @@ OWN = {
     "zoo.models": "gpt",
     "zoo.objectives": "causal",
     "zoo.attention": "xla",
+    "zoo.optimizers": "lion",
     "zoo.tasks": "lambada",
     "zoo.recipes": "gpt-nano",
 }

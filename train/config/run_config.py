@@ -1,7 +1,6 @@
 """Configuration of a run: frozen dataclasses that validate their values on creation. Nothing here imports JAX."""
 
 import dataclasses
-import math
 import re
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -16,13 +15,11 @@ from train.config.objectives import (
     PermutationOptions,
     RolloutOptions,
 )
+from train.config.optim_options import Optim
 from train.config.option_groups import Selection, Spikes
 from zoo.configs import Objective, Precision, longest_row
-from zoo.errors import BadInput, require
+from zoo.errors import require
 
-Schedule = Literal["cosine", "linear", "inverse_sqrt", "inverse_sqrt_flat", "constant"]
-Optimizer = Literal["adamw", "adafactor", "muon"]
-Moments = Literal["float32", "bfloat16"]
 Engine = Literal["jit", "pmap"]
 Sink = Literal["tensorboard", "wandb"]
 FEWER = ":fewer"
@@ -49,74 +46,6 @@ class Tokenizer:
         require(
             257 <= self.vocab <= 1 << 20, "tokenizer.vocab", self.vocab, "choose 257 (all bytes and end-of-text) to 1,048,576"
         )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Optim:
-    """Optimizer and learning-rate schedule.
-
-    AdamW: Loshchilov and Hutter 2019. Adafactor: Shazeer and Stern 2018. Muon: Jordan et al. 2024.
-    """
-
-    name: Optimizer = "adamw"
-    """Optimizer. muon: Muon for the matrices of the layers, AdamW for all other parameters."""
-    lr: float = 1e-3
-    """Peak learning rate."""
-    schedule: Schedule = "cosine"
-    """Learning-rate decay after the warm-up."""
-    warmup: int | float = 100
-    """Steps of linear warm-up from 0 (inverse_sqrt_flat: steps at the peak); a number below 1 is a share of --steps."""
-    final: float = 0.1
-    """Learning rate at the last step, as a fraction of the peak (cosine, linear)."""
-    b1: float = 0.9
-    """Decay of the first moment (AdamW)."""
-    b2: float = 0.95
-    """Decay of the second moment (AdamW)."""
-    eps: float = 1e-8
-    """Number that AdamW adds to the root of the second moment."""
-    weight_decay: float = 0.1
-    """Decoupled weight decay of kernels and embeddings; norms and biases have none."""
-    clip: float = 1.0
-    """Largest global gradient norm; larger gradients are scaled down. 0 = no clipping."""
-    moments: Moments = "float32"
-    """Number format of the stored moments. bfloat16: half the memory; rounded at random, so that the mean is exact."""
-    offload: bool = False
-    """Keep the moments of the layers' matrices in the memory of the host between updates (adamw, muon)."""
-    layer_decay: float = 1.0
-    """Learning rate of each layer relative to the layer above; the embeddings are below the first layer."""
-    freeze_layers: int = 0
-    """Number of layers, from the first on, that are not trained."""
-    freeze_embeddings: bool = False
-    """Do not train the embeddings."""
-
-    def __post_init__(self) -> None:
-        if float(self.warmup).is_integer():
-            # A checkpoint stores a number of steps as an integer, and a run is only resumed with the same value.
-            object.__setattr__(self, "warmup", int(self.warmup))
-        require(0 < self.lr <= 100, "optim.lr", self.lr, "choose a learning rate between 0 and 100")
-        fix = "choose 0 or more steps, or a share of --steps below 1"
-        require(0 <= self.warmup < 1 or (self.warmup >= 1 and isinstance(self.warmup, int)), "optim.warmup", self.warmup, fix)
-        require(0 <= self.final <= 1, "optim.final", self.final, "choose a share between 0 and 1")
-        require(0 <= self.b1 < 1, "optim.b1", self.b1, "choose 0 <= b1 < 1")
-        require(0 <= self.b2 < 1, "optim.b2", self.b2, "choose 0 <= b2 < 1")
-        require(0 < self.eps <= 1, "optim.eps", self.eps, "choose 0 < eps <= 1")
-        require(0 <= self.weight_decay <= 10, "optim.weight_decay", self.weight_decay, "choose 0 to 10")
-        fix = "choose a number above 0 and up to 1 (1 = the same rate in all layers)"
-        require(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, fix)
-        if self.offload and self.name == "adafactor":
-            fix = "which are small; choose adamw or muon, or leave it out"
-            raise BadInput(f"--optim.offload: the moments of adafactor are sums over rows and columns, {fix}")
-        require(self.freeze_layers >= 0, "optim.freeze_layers", self.freeze_layers, "choose 0 (none) or a number of layers")
-        require(0 <= self.clip < math.inf, "optim.clip", self.clip, "choose 0 (off) or a norm")
-
-    @property
-    def freezes(self) -> bool:
-        """True if a part of the model is not trained."""
-        return self.freeze_embeddings or self.freeze_layers > 0
-
-    def warmup_steps(self, steps: int) -> int:
-        """Return the number of warm-up steps of a run of `steps` steps; a share is rounded."""
-        return round(self.warmup * steps) if self.warmup < 1 else int(self.warmup)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, get_args
 
+from train.config.optim_options import Optimizer
 from train.config.reward_names import FunctionName, parse_reward
 from train.config.run_config import Run
 from zoo import configs, object_store, plugins, trust
@@ -14,19 +15,20 @@ from zoo.trust import REWARD, Reference
 
 
 def used_plugins(run: Run) -> list[Plugin]:
-    """Return the plug-ins that provide the recipe, the hooks, the model, the objective and the attention of a run."""
+    """Return the plug-ins that provide the recipe, hooks, model, objective, attention and optimizer of a run."""
     attention = getattr(getattr(run.model, "compute", None), "attention", "auto")
     recipes = [plugin for plugin in plugins.installed_plugins("zoo.recipes") if plugin.name == run.recipe]
     hooks = [plugin for plugin in plugins.installed_plugins("zoo.hooks") if plugin.name in run.log.hooks]
-    return recipes + hooks + _plugins_of(configs.family_of(run.model), run.objective, attention)
+    return recipes + hooks + _plugins_of(configs.family_of(run.model), run.objective, attention, run.optim.name)
 
 
-def _plugins_of(family: Any, objective: Any, attention: Any) -> list[Plugin]:
+def _plugins_of(family: Any, objective: Any, attention: Any, optimizer: Any) -> list[Plugin]:
     """Return the plug-ins with these names, which may be any values of a file."""
     named = {
         "zoo.models": (family, configs.families()),
         "zoo.objectives": (objective, get_args(Objective)),
         "zoo.attention": (attention, get_args(Implementation)),
+        "zoo.optimizers": (optimizer, get_args(Optimizer)),
     }
     return [
         plugin
@@ -43,7 +45,8 @@ def references(config: Mapping[str, Any]) -> tuple[Reference, ...]:
     The recipe and the folder of the run are not among them: reading a run uses neither. The values may be of any type.
     """
     attention = _value(config, "model", "compute", "attention")
-    used = _plugins_of(config.get("family"), config.get("objective"), attention)
+    optimizer = _value(config, "optim", "name")
+    used = _plugins_of(config.get("family"), config.get("objective"), attention, optimizer)
     names = [plugin.reference() for plugin in used]
     rewards = _value(config, "rollout", "reward")
     for text in rewards if isinstance(rewards, list | tuple) else ():

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from train.config.run_config import Run
-from train.engine import optim
+from train.engine import schedules
 from train.run.run_dir import RunDir, read_config
 from zoo.errors import BadInput
 
@@ -61,4 +61,4 @@ def begin_extension(run: Run, folder: RunDir, meta: Mapping[str, Any], step: int
 
 def _rate(run: Run, steps: int, step: int) -> float:
     """Return the learning rate of a step, counted from 0, of a run of `steps` steps."""
-    return np.asarray(optim.make_schedule(run.optim, steps)(step)).item()
+    return np.asarray(schedules.make_schedule(run.optim, steps)(step)).item()

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from train.config import run_config
-from train.engine import optim
+from train.engine import optim, schedules
 from train.engine.losses import model_weights
 from train.engine.micro_batches import join_rows, split_rows
 from train.engine.state import State
@@ -45,7 +45,7 @@ def make_step(
     gradient is not finite, leaves parameters, optimizer and carry as they were. Metrics are float32 scalars: loss, grad_norm, lr,
     each term of the loss by name, and the decision: `finite` = 0 for a step that was skipped, and perhaps `spike` = 1.
     """
-    rate, accept, factors = optim.make_schedule(run.optim, run.steps), make_acceptance(run.spikes), model.loss_factors
+    rate, accept, factors = schedules.make_schedule(run.optim, run.steps), make_acceptance(run.spikes), model.loss_factors
 
     def step(state: State, batch: Batch, frozen: Any = {}, base: Any = {}, *, reduce: Reduce = lambda x: x):  # noqa: B006
         def cast(params: Any) -> Any:

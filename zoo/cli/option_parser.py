@@ -26,6 +26,8 @@ SYNONYMS = {
     "optim.b1": "beta1 adam-beta1",
     "optim.b2": "beta2 adam-beta2",
     "optim.eps": "adam-epsilon epsilon",
+    "optim.momentum": "momentum",
+    "optim.decay-steps": "num-decay-steps decay-iters lr-decay-iters lr-decay-steps",
     "data.batch batch": "batch-size bs train-batch-size global-batch-size micro-batch-size per-device-train-batch-size",
     "data.length length": "max-length max-seq-length max-seq-len seq-length seq-len sequence-length block-size context-length",
     "data.paths files": "data data-path dataset dataset-name dataset-path train-file train-data train-path input input-file",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from train.config.run_config import Optim
-from train.engine import optim
+from train.engine import matrix_axes, optim
 from zoo import configs
 from zoo.models import model
 from zoo.sharding import path_of
@@ -77,4 +77,4 @@ def test_muon_has_a_row_for_each_kernel_of_the_layers(size: str, changes: dict[s
     params = jax.eval_shape(lambda: net.init(jax.random.key(0)))
     paths = [path_of(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(params)]
     kernels = {path for path in paths if "layers/" in path and path.endswith("kernel")}
-    assert kernels == {path for path in paths if any(pattern.search(path) for pattern, *_ in optim.MATRICES)}
+    assert kernels == {path for path in paths if matrix_axes.is_matrix(path)}

@@ -26,9 +26,9 @@ from tests.support.small import (
     with_head,
     with_source,
 )
-from train.config import run_config
+from train.config import optim_options, run_config
 from train.config.objectives import OPTIONS
-from train.engine import optim
+from train.engine import optimizers, schedules
 from train.objectives import objectives
 from train.step.assembly import ENGINES
 from zoo import configs, models, sharding
@@ -76,7 +76,7 @@ LITERALS = {
     "Objective": (configs.Objective, objectives()),
     "Objective, options": (configs.Objective, OPTIONS),
     "Precision": (run_config.Precision, ["auto", *DTYPES]),
-    "Optimizer": (run_config.Optimizer, optim.PRECONDITIONERS),
+    "Optimizer": (optim_options.Optimizer, optimizers.DIRECTIONS),
     "Engine": (run_config.Engine, ENGINES),
 }
 
@@ -85,8 +85,8 @@ def test_choices_are_what_their_tables_have() -> None:
     for name, (literal, table) in LITERALS.items():
         assert sorted(get_args(literal)) == sorted(table), name
     # Schedules have no table: each name must be built, and differ from the others somewhere.
-    built = [optim.make_schedule(run_config.Optim(schedule=name), 1000) for name in get_args(run_config.Schedule)]
-    rates = {tuple(float(schedule(step)) for step in (3, 700)) for schedule in built}
+    built = [schedules.make_schedule(optim_options.Optim(schedule=name), 1000) for name in get_args(optim_options.Schedule)]
+    rates = {tuple(float(schedule(step)) for step in (3, 900)) for schedule in built}
     assert len(rates) == len(built)
 
 

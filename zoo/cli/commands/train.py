@@ -18,7 +18,7 @@ from zoo.cli.command_setup import (
     take_objective,
     unlisted_fields,
 )
-from zoo.cli.option_parser import parse
+from zoo.cli.option_parser import explicit_names, parse
 from zoo.runtime import launch
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ def parse_options(name: str, args: list[str]) -> "Run":
         BadInput: no such recipe, or an option that does not fit.
     """
     from train import recipes
+    from train.config import optim_options
     from train.config.run_config import kind_of
 
     init, takes_weights = option_value(args, "--init"), recipes.takes_weights(name)
@@ -124,6 +125,7 @@ def parse_options(name: str, args: list[str]) -> "Run":
     kind = kind_of(default)
     run = parse(kind, default=default, prog=prog, args=args, description=about, objective=objective, unlisted=unlisted)
     refuse_empty_options(run, args)
+    optim_options.check_used(run.optim, explicit_names(args))
     return run
 
 

@@ -1,0 +1,338 @@
+"""Each optimizer against the formulas of its paper in float64, alone and on a mesh, and the options of weight decay and rates."""
+
+import functools
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests.support import tiny
+from train.config.optim_options import USES, Decayed, Optim, check_used
+from train.config.run_config import Mesh
+from train.engine import device_mesh, matrix_axes, optim
+from train.engine.optimizers import DIRECTIONS
+from train.engine.schedules import make_schedule
+from zoo import sharding
+from zoo.errors import BadInput
+from zoo.models import model
+
+STEPS = 50
+Tensor = np.ndarray
+SHAPES = {
+    "embed": {"tokens": {"embedding": (6, 4)}},
+    "layers": {"mlp": {"up": {"kernel": (2, 4, 8), "bias": (2, 8)}, "down": {"kernel": (2, 8, 4)}}},
+}
+B1, B2, EPS, DECAY, MOMENTUM = 0.9, 0.95, 1e-8, 0.1, 0.95
+
+
+def random_tree(rng: np.random.Generator, shapes: Any, scale: float = 1.0) -> Any:
+    if isinstance(shapes, tuple):
+        return scale * rng.standard_normal(shapes)
+    return {name: random_tree(rng, value, scale) for name, value in shapes.items()}
+
+
+def tensors(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Return the tensors by path: layers are separate."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from tensors(value, f"{path}{name}/")
+        elif path.startswith("layers/"):
+            yield from ((f"{path}{name}/{layer}", value[layer]) for layer in range(len(value)))
+        else:
+            yield path + name, value
+
+
+def decays(path: str) -> bool:
+    return "bias" not in path
+
+
+class Adam:
+    """The moments of Adam (Kingma and Ba 2015, algorithm 1), and what others compute of them."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.first, self.second, self.step = path, 0.0, 0.0, 0
+
+    def direction(self, grad: Tensor) -> Tensor:
+        self.step += 1
+        self.first, self.second = B1 * self.first + (1 - B1) * grad, B2 * self.second + (1 - B2) * grad**2
+        self.corrected = self.second / (1 - B2**self.step)
+        return self.first / (1 - B1**self.step) / (np.sqrt(self.corrected) + EPS)
+
+    def decayed(self, param: Tensor, grad: Tensor) -> Tensor:
+        return self.direction(grad) + DECAY * decays(self.path) * param
+
+
+class AdamW(Adam):
+    def move(self, param: Tensor, grad: Tensor, lr: float) -> Tensor:
+        return param - lr * self.decayed(param, grad)
+
+
+class StableAdamW(Adam):
+    """Wortsman et al. 2023, algorithm 2."""
+
+    def move(self, param: Tensor, grad: Tensor, lr: float) -> Tensor:
+        update = self.decayed(param, grad)
+        lr /= max(1.0, np.sqrt(np.mean(grad**2 / np.maximum(self.corrected, EPS**2))))
+        return param - lr * update
+
+
+class Lamb(Adam):
+    """You et al. 2020, algorithm 2, with the identity as the function of the norm."""
+
+    def move(self, param: Tensor, grad: Tensor, lr: float) -> Tensor:
+        update = self.decayed(param, grad)
+        return param - lr * update * (np.linalg.norm(param) / np.linalg.norm(update) if decays(self.path) else 1.0)
+
+
+class Lion(Adam):
+    """Chen et al. 2023, algorithm 2."""
+
+    def move(self, param: Tensor, grad: Tensor, lr: float) -> Tensor:
+        update = np.sign(B1 * self.first + (1 - B1) * grad)
+        self.first = B2 * self.first + (1 - B2) * grad
+        return param - lr * (update + DECAY * decays(self.path) * param)
+
+
+class Sgd(Adam):
+    def move(self, param: Tensor, grad: Tensor, lr: float) -> Tensor:
+        self.first = MOMENTUM * self.first + grad
+        return param - lr * (self.first + DECAY * decays(self.path) * param)
+
+
+class Adafactor(Adam):
+    """Shazeer and Stern 2018, algorithms 4 and 5, for tensors that are too small to be factored."""
+
+    def move(self, param: Tensor, grad: Tensor, lr: float) -> Tensor:
+        self.step += 1
+        keep = 1 - self.step**-0.8
+        self.second = keep * self.second + (1 - keep) * (grad**2 + 1e-30)
+        update = grad / np.sqrt(self.second)
+        update /= max(1.0, np.sqrt(np.mean(update**2)))
+        size = max(1e-3, np.sqrt(np.mean(param**2)))
+        return param - lr * (size * update + DECAY * decays(self.path) * param)
+
+
+class Muon(Adam):
+    """The loop of the released code (Jordan et al. 2024) for matrices, which it stores as [outputs, inputs]; Adam for others."""
+
+    def move(self, param: Tensor, grad: Tensor, lr: float) -> Tensor:
+        if not self.path.startswith("layers/") or "bias" in self.path:
+            return param - lr * self.decayed(param, grad)
+        self.first = MOMENTUM * self.first + (1 - MOMENTUM) * grad
+        x = (1 - MOMENTUM) * grad.T + MOMENTUM * self.first.T
+        x = x / (np.linalg.norm(x) + 1e-7)
+        flip = x.shape[0] > x.shape[1]
+        x = x.T if flip else x
+        for _ in range(5):
+            gram = x @ x.T
+            x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+        x = x.T if flip else x
+        return param * (1 - lr * DECAY) - lr * max(1, x.shape[0] / x.shape[1]) ** 0.5 * x.T
+
+
+REFERENCES: dict[str, type[Any]] = {
+    "adamw": AdamW,
+    "stable_adamw": StableAdamW,
+    "lamb": Lamb,
+    "lion": Lion,
+    "adafactor": Adafactor,
+    "muon": Muon,
+    "sgd": Sgd,
+}
+
+
+def options_of(name: str, **changes: Any) -> Optim:
+    values = {"b1": B1, "b2": B2, "eps": EPS, "momentum": MOMENTUM, "muon_scale": "released"}
+    return Optim(name=name, weight_decay=DECAY, clip=0.0, **{key: values[key] for key in USES[name]} | changes)
+
+
+def follow(cfg: Optim, params: Any, grads: list[Any], rates: list[float]) -> Any:
+    """Return the parameters after the updates of the step."""
+    tx = optim.make_optimizer(cfg)
+
+    @jax.jit
+    def move(params: Any, state: Any, grad: Any, lr: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(grad, state, params, lr=lr)
+        return optax.apply_updates(params, updates), state
+
+    state = tx.init(params)
+    for grad, lr in zip(grads, rates, strict=True):
+        params, state = move(params, state, grad, lr)
+    return params
+
+
+def problem() -> tuple[Any, list[Any], list[float]]:
+    """Return parameters, gradients whose size changes a hundredfold, and rates."""
+    rng = np.random.default_rng(0)
+    scales = 10.0 ** rng.uniform(-1.0, 1.0, STEPS)
+    grads = [random_tree(rng, SHAPES, scale) for scale in scales]
+    return random_tree(rng, SHAPES), grads, [0.01 * (1 + step % 3) for step in range(STEPS)]
+
+
+@pytest.mark.parametrize("name", DIRECTIONS)
+def test_fifty_steps_are_those_of_the_paper_s_formulas(name: str) -> None:
+    params, grads, rates = problem()
+    own = {path: (tensor, REFERENCES[name](path)) for path, tensor in tensors(params)}
+    for grad, lr in zip(grads, rates, strict=True):
+        by_path = dict(tensors(grad))
+        own = {path: (state.move(tensor, by_path[path], lr), state) for path, (tensor, state) in own.items()}
+    with jax.enable_x64(True):
+        moved = follow(options_of(name), jax.tree.map(jnp.asarray, params), grads, rates)
+        for path, tensor in tensors(moved):
+            assert tensor.dtype == jnp.float64
+            np.testing.assert_allclose(tensor, own[path][0], rtol=1e-5, err_msg=f"{name}, {path}")
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize(
+    ("name", "changes"), [("lamb", {"decayed": "all"}), ("muon", {"muon_scale": "adam"}), ("lion", {"b2": 0.9})]
+)
+def test_another_option_gives_other_parameters(name: str, changes: dict[str, Any]) -> None:
+    params, grads, rates = problem()
+    first, second = (follow(cfg, params, grads, rates) for cfg in (options_of(name), options_of(name, **changes)))
+    assert any(not np.allclose(a, b, rtol=1e-3) for a, b in zip(*map(jax.tree.leaves, (first, second)), strict=True))
+
+
+def test_adafactor_factors_the_moments_of_large_matrices() -> None:
+    """The mean of each row, times that of each column, over that of all (Shazeer and Stern 2018, algorithm 4)."""
+    rng = np.random.default_rng(0)
+    param, grad = rng.standard_normal((2, 2, 128, 130))
+    with jax.enable_x64(True):
+        cfg = Optim(name="adafactor", weight_decay=0.0, clip=0.0)
+        moved = follow(cfg, {"layers": {"kernel": jnp.asarray(param)}}, [{"layers": {"kernel": grad}}], [1.0])
+    for before, slope, after in zip(param, grad, np.asarray(moved["layers"]["kernel"]), strict=True):
+        squares = slope**2 + 1e-30
+        update = slope / np.sqrt(np.outer(squares.mean(1), squares.mean(0)) / squares.mean())
+        update /= max(1.0, np.sqrt(np.mean(update**2)))
+        np.testing.assert_allclose(after, before - np.sqrt(np.mean(before**2)) * update, rtol=1e-9)
+
+
+MESH = Mesh(data=1, fsdp=4, tensor=2)
+
+
+def compiled_update(cfg: Optim, shapes: Any) -> tuple[Any, Any]:
+    """Return a compiled update on eight devices, and the shardings of the parameters."""
+    mesh = device_mesh.make_mesh(MESH, jax.devices()[:8])
+    own = sharding.shardings(mesh, shapes, ())
+    tx = optim.make_optimizer(cfg)
+
+    def update(grads: Any, params: Any) -> Any:
+        return tx.update(grads, tx.init(params), params, lr=1e-2)[0]
+
+    with jax.set_mesh(mesh):
+        return jax.jit(update, in_shardings=(own, own), out_shardings=own).lower(shapes, shapes).compile(), own
+
+
+@functools.cache
+def layers_of_a_model() -> tuple[Any, Any]:
+    """Parameters and gradients of two layers of a small GPT."""
+    shapes = jax.eval_shape(lambda: model(tiny.run().model).init(jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    first, second = (jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype("f4"), shapes) for _ in range(2))
+    return first, second
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", DIRECTIONS)
+def test_updates_on_a_mesh_are_those_on_one_device(name: str) -> None:
+    params, grads = layers_of_a_model()
+    tx = optim.make_optimizer(options_of(name))
+    expected, _ = jax.jit(tx.update)(grads, tx.init(params), params, lr=1e-2)
+    compiled, shardings = compiled_update(options_of(name), jax.eval_shape(lambda: params))
+    updates = compiled(*(jax.tree.map(jax.device_put, tree, shardings) for tree in (grads, params)))
+    for own, other in zip(jax.tree.leaves(updates), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(np.asarray(own), other, rtol=1e-5, atol=1e-5 * np.abs(other).max())
+
+
+def gathers(text: str) -> int:
+    return len(re.findall(r" all-gather(?:-start)?\(", text))
+
+
+@pytest.mark.planted
+def test_muon_gathers_no_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each device orthogonalizes its part of the matrices: they are exchanged, and never gathered."""
+    shapes = jax.eval_shape(lambda: layers_of_a_model()[0])
+    assert gathers(compiled_update(options_of("muon"), shapes)[0].as_text()) == 0
+    monkeypatch.setattr(matrix_axes, "constrain", lambda x, *axes: x)
+    assert gathers(compiled_update(options_of("muon"), shapes)[0].as_text()) > 0
+
+
+@pytest.mark.parametrize("decayed", ["matrices", "kernels", "all"])
+def test_weight_decay_is_for_the_chosen_parameters(decayed: Decayed) -> None:
+    """With gradients of zero only the decay moves, by the rate times it, or by its share of the peak."""
+    params, grads, _ = problem()
+    zero = jax.tree.map(np.zeros_like, grads[0])
+    for independent, factor in ((False, 0.02 * DECAY), (True, 0.5 * DECAY)):
+        cfg = options_of("adamw", decayed=decayed, independent_decay=independent, lr=0.04)
+        after = dict(tensors(follow(cfg, params, [zero], [0.02])))
+        for path, tensor in tensors(params):
+            moves = decayed == "all" or ("kernel" in path or ("embedding" in path and decayed == "matrices"))
+            np.testing.assert_allclose(after[path], tensor * (1 - factor * moves), rtol=1e-6)
+
+
+def test_rates_are_those_of_the_first_pattern_that_matches() -> None:
+    params, grads, rates = problem()
+    cfgs = options_of("sgd"), options_of("sgd", rates=("embed/=0", r"up/kernel$=0.5", "layers/=1"))
+    first, second = (dict(tensors(follow(cfg, params, grads[:1], rates[:1]))) for cfg in cfgs)
+    for path, tensor in tensors(params):
+        factor = 0.0 if "embed" in path else 0.5 if "up/kernel" in path else 1.0
+        np.testing.assert_allclose(second[path] - tensor, factor * (first[path] - tensor), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(("shape", "expected"), [("linear", 0.55), ("sqrt", 1 - 0.9 * 0.5**0.5), ("cosine", 0.55)])
+def test_wsd_is_constant_and_decays_in_the_last_steps(shape: Any, expected: float) -> None:
+    cfg = Optim(schedule="wsd", lr=1.0, warmup=10, decay_steps=20, decay_shape=shape)
+    rate = make_schedule(cfg, 100)
+    at = {step: float(rate(jnp.int32(step))) for step in (0, 9, 10, 79, 80, 90, 100, 120)}
+    assert at == pytest.approx({0: 0.1, 9: 1.0, 10: 1.0, 79: 1.0, 80: 1.0, 90: expected, 100: 0.1, 120: 0.1}, rel=1e-5)
+    assert Optim(schedule="wsd").length_of_decay(1000) == Optim(schedule="wsd", decay_steps=0.2).length_of_decay(1000) == 200
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear"])
+def test_a_decay_of_some_steps_is_followed_by_a_constant_rate(name: Any) -> None:
+    rate = make_schedule(Optim(schedule=name, lr=1.0, warmup=10, decay_steps=40), 100)
+    assert [float(rate(jnp.int32(step))) for step in (10, 30, 50, 99)] == pytest.approx([1.0, 0.55, 0.1, 0.1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "names", "message"),
+    [
+        (
+            {"name": "lion"},
+            {"optim.eps"},
+            "--optim.eps: the optimizer lion does not use it; leave it out, or choose one of adamw,",
+        ),
+        (
+            {},
+            {"optim.momentum"},
+            "--optim.momentum: the optimizer adamw does not use it; leave it out, or choose one of muon, sgd",
+        ),
+        (
+            {},
+            {"optim.decay_shape"},
+            "--optim.decay-shape: the schedule cosine does not use it; leave it out, or choose one of wsd",
+        ),
+        (
+            {"schedule": "constant"},
+            {"optim.final"},
+            "--optim.final: the schedule constant does not use it; .* cosine, linear, wsd",
+        ),
+    ],
+)
+def test_options_without_effect_are_named(options: dict[str, Any], names: set[str], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        check_used(Optim(**options), names)
+    check_used(Optim(name="muon", schedule="wsd"), {"optim.momentum", "optim.b1", "optim.decay_shape", "optim.lr"})
+
+
+def test_rates_that_match_nothing_or_are_no_numbers_are_refused() -> None:
+    for wrong in ("embed", "=2", "(=2", "embed=-1", "embed=inf"):
+        with pytest.raises(BadInput, match=r"--optim\.rates .*choose PATTERN=FACTOR"):
+            Optim(rates=(wrong,))
+    with pytest.raises(BadInput, match=r"--optim\.rates head/: no parameter matches; their paths begin with embed/, "):
+        optim.check_optimizer(Optim(rates=("head/=2",)), model(tiny.run().model))

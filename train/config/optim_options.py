@@ -1,0 +1,177 @@
+"""Options of the optimizer and of its schedule. Nothing here imports JAX."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Collection
+from typing import Literal, get_args
+
+from zoo import plugins
+from zoo.errors import BadInput, require
+
+Schedule = Literal["cosine", "linear", "inverse_sqrt", "inverse_sqrt_flat", "constant", "wsd"]
+Shape = Literal["linear", "sqrt", "cosine"]
+Optimizer = Literal["adamw", "stable_adamw", "lamb", "lion", "adafactor", "muon", "sgd"]
+Moments = Literal["float32", "bfloat16"]
+MuonScale = Literal["adam", "released"]
+Decayed = Literal["matrices", "kernels", "all"]
+
+USES: dict[str, tuple[str, ...]] = {
+    "adamw": ("b1", "b2", "eps"),
+    "stable_adamw": ("b1", "b2", "eps"),
+    "lamb": ("b1", "b2", "eps"),
+    "lion": ("b1", "b2"),
+    "adafactor": (),
+    "muon": ("b1", "b2", "eps", "momentum", "muon_scale"),
+    "sgd": ("momentum",),
+    "cosine": ("final", "decay_steps"),
+    "linear": ("final", "decay_steps"),
+    "inverse_sqrt": (),
+    "inverse_sqrt_flat": (),
+    "constant": (),
+    "wsd": ("final", "decay_steps", "decay_shape"),
+}
+"""Optimizer or schedule -> the options that it has besides those of all. A plug-in may use any."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optim:
+    """Optimizer and learning-rate schedule.
+
+    AdamW: Loshchilov and Hutter 2019. StableAdamW: Wortsman et al. 2023. LAMB: You et al. 2020. Lion: Chen et al. 2023.
+    Adafactor: Shazeer and Stern 2018. Muon: Jordan et al. 2024. SGD: with momentum, and with decoupled weight decay.
+    """
+
+    name: Optimizer | str = "adamw"
+    """Optimizer, also one of a plug-in. stable_adamw: AdamW with smaller updates of tensors whose gradients have grown. lamb:
+    updates in proportion to the norm of each tensor. muon: Muon for the matrices of the layers, AdamW for all others."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    schedule: Schedule = "cosine"
+    """Learning-rate decay after the warm-up. wsd: constant, and the decay in the last steps."""
+    warmup: int | float = 100
+    """Steps of linear warm-up from 0 (inverse_sqrt_flat: steps at the peak); a number below 1 is a share of --steps."""
+    decay_steps: int | float = 0
+    """Steps of the decay, or a share of --steps below 1. wsd: the last ones; cosine, linear: those after the warm-up, before a
+    constant rate. 0 = all after the warm-up (wsd: a fifth of --steps)."""
+    decay_shape: Shape = "linear"
+    """Shape of the decay of wsd. sqrt: 1 - the square root of the share of the decay's steps."""
+    final: float = 0.1
+    """Learning rate at the last step, as a fraction of the peak (cosine, linear, wsd)."""
+    b1: float = 0.9
+    """Decay of the first moment (adamw, stable_adamw, lamb, lion, muon)."""
+    b2: float = 0.95
+    """Decay of the second moment (adamw, stable_adamw, lamb, muon); of lion's momentum."""
+    eps: float = 1e-8
+    """Number that is added to the root of the second moment (adamw, stable_adamw, lamb, muon)."""
+    momentum: float = 0.95
+    """Decay of the momentum (muon, of the matrices; sgd)."""
+    muon_scale: MuonScale = "adam"
+    """Scale of Muon's updates. adam: the root mean square of Adam's, so that both have one learning rate (Liu et al. 2025).
+    released: the root of max(1, outputs / inputs), as in its released code, whose learning rate is about 0.02."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay."""
+    decayed: Decayed = "matrices"
+    """Parameters with weight decay. matrices: kernels and embeddings; kernels: not the embeddings; all: also norms and biases."""
+    independent_decay: bool = False
+    """Multiply the weight decay by the schedule alone, lr / peak, and not by the learning rate."""
+    rates: tuple[str, ...] = ()
+    """Factors of the learning rate of some parameters: PATTERN=FACTOR, with a regular expression that is searched in the path,
+    as in embed/=10 head=0.5; the first that matches counts."""
+    clip: float = 1.0
+    """Largest global gradient norm; larger gradients are scaled down. 0 = no clipping."""
+    moments: Moments = "float32"
+    """Number format of the stored moments. bfloat16: half the memory; rounded at random, so that the mean is exact."""
+    offload: bool = False
+    """Keep the moments of the layers' matrices in the memory of the host between updates (all but adafactor)."""
+    layer_decay: float = 1.0
+    """Learning rate of each layer relative to the layer above; the embeddings are below the first layer."""
+    freeze_layers: int = 0
+    """Number of layers, from the first on, that are not trained."""
+    freeze_embeddings: bool = False
+    """Do not train the embeddings."""
+
+    def __post_init__(self) -> None:
+        plugins.check_name("zoo.optimizers", self.name, get_args(Optimizer), "optim.name")
+        for name in ("warmup", "decay_steps"):
+            value = getattr(self, name)
+            if float(value).is_integer():
+                # A checkpoint stores a number of steps as an integer, and a run is only resumed with the same value.
+                object.__setattr__(self, name, value := int(value))
+            fix = "choose 0 or more steps, or a share of --steps below 1"
+            require(0 <= value < 1 or (value >= 1 and isinstance(value, int)), f"optim.{name}", value, fix)
+        require(0 < self.lr <= 100, "optim.lr", self.lr, "choose a learning rate between 0 and 100")
+        require(0 <= self.final <= 1, "optim.final", self.final, "choose a share between 0 and 1")
+        for name in ("b1", "b2", "momentum"):
+            require(0 <= getattr(self, name) < 1, f"optim.{name}", getattr(self, name), f"choose 0 <= {name} < 1")
+        require(0 < self.eps <= 1, "optim.eps", self.eps, "choose 0 < eps <= 1")
+        require(0 <= self.weight_decay <= 10, "optim.weight_decay", self.weight_decay, "choose 0 to 10")
+        fix = "choose a number above 0 and up to 1 (1 = the same rate in all layers)"
+        require(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, fix)
+        if self.offload and self.name == "adafactor":
+            fix = "which are small; choose another optimizer, or leave it out"
+            raise BadInput(f"--optim.offload: the moments of adafactor are sums over rows and columns, {fix}")
+        require(self.freeze_layers >= 0, "optim.freeze_layers", self.freeze_layers, "choose 0 (none) or a number of layers")
+        require(0 <= self.clip < math.inf, "optim.clip", self.clip, "choose 0 (off) or a norm")
+        for text in self.rates:
+            _parse_rate(text)
+
+    @property
+    def freezes(self) -> bool:
+        """True if a part of the model is not trained."""
+        return self.freeze_embeddings or self.freeze_layers > 0
+
+    @property
+    def rate_factors(self) -> list[tuple[re.Pattern[str], float]]:
+        """The patterns of paths and the factors of `rates`."""
+        return [_parse_rate(text) for text in self.rates]
+
+    def warmup_steps(self, steps: int) -> int:
+        """Return the number of warm-up steps of a run of `steps` steps; a share is rounded."""
+        return _number_of_steps(self.warmup, steps)
+
+    def length_of_decay(self, steps: int) -> int:
+        """Return the number of steps of the decay of a run of `steps` steps, at least 1."""
+        rest = steps - min(self.warmup_steps(steps), steps)
+        default = round(0.2 * steps) if self.schedule == "wsd" else rest
+        return max(min(_number_of_steps(self.decay_steps, steps) or default, rest), 1)
+
+
+def check_used(optim: Optim, names: Collection[str]) -> None:
+    """Refuse options that the chosen optimizer or the chosen schedule does not have.
+
+    Args:
+        names: dotted names of the options that a user gave, such as "optim.b1"; those of a recipe may be unused.
+
+    Raises:
+        BadInput: an option has no effect; the message names it and the options with an effect.
+    """
+    for chosen in (optim.name, optim.schedule):
+        if chosen not in USES:
+            continue
+        kind = "optimizer" if chosen == optim.name else "schedule"
+        choices = get_args(Optimizer if kind == "optimizer" else Schedule)
+        for option in sorted({option for name in choices for option in USES[name]} - {*USES[chosen]}):
+            if f"optim.{option}" in names:
+                fix = f"leave it out, or choose one of {', '.join(name for name in choices if option in USES[name])}"
+                raise BadInput(f"--optim.{option.replace('_', '-')}: the {kind} {chosen} does not use it; {fix}")
+
+
+def _number_of_steps(value: int | float, steps: int) -> int:
+    return round(value * steps) if value < 1 else int(value)
+
+
+def _parse_rate(text: str) -> tuple[re.Pattern[str], float]:
+    """Return the pattern and the factor of an item of `Optim.rates`.
+
+    Raises:
+        BadInput: it is not PATTERN=FACTOR.
+    """
+    pattern, _, factor = text.rpartition("=")
+    fix = "choose PATTERN=FACTOR, a regular expression and a number of 0 or more, such as embed/=10"
+    try:
+        parsed = re.compile(pattern), float(factor)
+    except (re.error, ValueError):
+        raise BadInput(f"--optim.rates {text}: {fix}") from None
+    require(bool(pattern) and 0 <= parsed[1] < math.inf, "optim.rates", text, fix)
+    return parsed

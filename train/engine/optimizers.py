@@ -1,0 +1,194 @@
+"""The directions of the optimizers' updates, before the learning rate: transformations of optax."""
+
+import functools
+import math
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from train.config.optim_options import Optim
+from train.engine.matrix_axes import map_matrices, matrix_kinds, matrix_sizes
+from zoo import plugins
+from zoo.sharding import path_of
+
+DECAYED = {
+    "matrices": re.compile(r"(^|/)(kernel|embedding)$"),
+    "kernels": re.compile(r"(^|/)kernel$"),
+    "all": re.compile(""),
+}
+"""Value of `Optim.decayed` -> leaves with weight decay, by path."""
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients of the iteration of Muon (Jordan et al. 2024)."""
+
+
+def direction_of(cfg: Optim) -> optax.GradientTransformation:
+    """Return the optimizer that a configuration names, the zoo's or a plug-in's.
+
+    Raises:
+        BadInput: two distributions have the name, or the plug-in cannot be used.
+    """
+    if (plugin := plugins.find_plugin("zoo.optimizers", cfg.name, DIRECTIONS)) is None:
+        return DIRECTIONS[cfg.name](cfg)
+    expected = "a function that takes a `train.config.optim_options.Optim` and returns a transformation of optax"
+    return plugins.load_plugin(plugin, expected, callable)(cfg)
+
+
+def decayed_weights(cfg: Optim) -> optax.GradientTransformation:
+    """Return the link that adds the decayed weights to updates that the learning rate has yet to be multiplied with."""
+    if not cfg.weight_decay:
+        return optax.identity()
+    return optax.add_decayed_weights(
+        cfg.weight_decay / (cfg.lr if cfg.independent_decay else 1.0), mask=functools.partial(decay_mask, cfg)
+    )
+
+
+def decay_mask(cfg: Optim, params: Any) -> Any:
+    """Return a tree of booleans that is True where weight decay applies."""
+    pattern = DECAYED[cfg.decayed]
+    return jax.tree_util.tree_map_with_path(lambda keys, _: bool(pattern.search(path_of(keys))), params)
+
+
+def map_tensors(function: Callable[..., jax.Array], tree: Any, *others: Any) -> Any:
+    """Return a tree with `function` of each tensor: of each layer of a leaf of stacked layers, and of any other leaf."""
+
+    def apply(keys: Any, *leaves: jax.Array) -> jax.Array:
+        return (jax.vmap(function) if _is_stacked(keys) else function)(*leaves)
+
+    return jax.tree_util.tree_map_with_path(apply, tree, *others)
+
+
+def _adam(cfg: Optim) -> optax.GradientTransformation:
+    return optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps)
+
+
+def _stable_adam(cfg: Optim) -> optax.GradientTransformation:
+    """Return AdamW with update clipping (Wortsman et al. 2023, algorithm 2).
+
+    The updates and the weight decay of a tensor are divided by max(1, RMS), where RMS is the root of the mean of g^2 / max(v,
+    eps^2) over the tensor, with the second moment v after its bias is corrected.
+    """
+    adam, decay = _adam(cfg), decayed_weights(cfg)
+
+    def clip(update: jax.Array, grad: jax.Array, second: jax.Array) -> jax.Array:
+        mean = jnp.mean(jnp.square(grad) / jnp.maximum(second, cfg.eps**2))
+        return update / jnp.maximum(1.0, jnp.sqrt(mean))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        grads = updates
+        updates, state = adam.update(grads, state, params)
+        updates, _ = decay.update(updates, decay.init(params), params)
+        second = optax.tree.bias_correction(state.nu, cfg.b2, state.count)
+        return map_tensors(clip, updates, grads, second), state
+
+    return optax.GradientTransformation(adam.init, update)
+
+
+def _lamb(cfg: Optim) -> optax.GradientTransformation:
+    """Return Adam's updates and the weight decay, scaled to the norm of the tensor (You et al. 2020, algorithm 2).
+
+    As in the released code of BERT, tensors without weight decay are not scaled; the others are if neither norm is 0.
+    """
+    adam, decay = _adam(cfg), decayed_weights(cfg)
+
+    def trust(update: jax.Array, param: jax.Array) -> jax.Array:
+        own, other = (jnp.sqrt(jnp.sum(jnp.square(leaf))) for leaf in (param, update))
+        has_norms = (own > 0) & (other > 0)
+        return update * jnp.where(has_norms, own / jnp.where(has_norms, other, 1.0), 1.0)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = adam.update(updates, state, params)
+        updates, _ = decay.update(updates, decay.init(params), params)
+        scaled = map_tensors(trust, updates, params)
+        return jax.tree.map(lambda yes, new, old: new if yes else old, decay_mask(cfg, params), scaled, updates), state
+
+    return optax.GradientTransformation(adam.init, update)
+
+
+def _lion(cfg: Optim) -> optax.GradientTransformation:
+    return optax.scale_by_lion(cfg.b1, cfg.b2)
+
+
+def _sgd(cfg: Optim) -> optax.GradientTransformation:
+    return optax.trace(cfg.momentum)
+
+
+def _adafactor(cfg: Optim) -> optax.GradientTransformation:
+    """Return factored second moments, with updates clipped to unit RMS and scaled by the parameter's RMS, without momentum.
+
+    Shazeer and Stern 2018; Raffel et al. 2020. The relative step is the schedule inverse_sqrt_flat.
+    """
+    single = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms())
+    # Adafactor factors the moments of one matrix, and a stacked leaf has one matrix per layer.
+    per_layer = optax.GradientTransformation(jax.vmap(single.init), jax.vmap(single.update))
+    return optax.partition(
+        {"stacked": per_layer, "single": single},
+        lambda params: jax.tree_util.tree_map_with_path(lambda keys, _: "stacked" if _is_stacked(keys) else "single", params),
+    )
+
+
+class MuonState(NamedTuple):
+    """The state of Muon for the matrices of layers."""
+
+    momentum: Any
+    """A tree like the parameters."""
+
+
+def _muon(cfg: Optim) -> optax.GradientTransformation:
+    """Return orthogonalized Nesterov momentum for the matrices of the layers, and Adam for all other leaves.
+
+    Jordan et al. 2024. The scale "adam" is 0.2 sqrt(max(inputs, outputs)), which gives the root mean square of Adam's updates
+    (Liu et al. 2025, section 2.2), so that both kinds of leaves use the same learning rate and weight decay.
+    """
+
+    def scale(path: str, shape: tuple[int, ...]) -> float:
+        inputs, outputs = matrix_sizes(path, shape)
+        return 0.2 * math.sqrt(max(inputs, outputs)) if cfg.muon_scale == "adam" else math.sqrt(max(1.0, outputs / inputs))
+
+    def orthogonalize(keys: Any, leaf: jax.Array) -> jax.Array:
+        path = path_of(keys)
+        return scale(path, leaf.shape) * map_matrices(newton_schulz, path, leaf)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, MuonState]:
+        def blend(old: jax.Array, new: jax.Array) -> jax.Array:
+            return cfg.momentum * old + (1.0 - cfg.momentum) * new
+
+        momentum = jax.tree.map(blend, state.momentum, updates)
+        ahead = jax.tree.map(blend, momentum, updates)
+        return jax.tree_util.tree_map_with_path(orthogonalize, ahead), MuonState(momentum)
+
+    matrices = optax.GradientTransformation(lambda params: MuonState(optax.tree.zeros_like(params)), update)
+    return optax.partition({"matrix": matrices, "other": _adam(cfg)}, matrix_kinds)
+
+
+def newton_schulz(matrices: Float[Array, "B M N"], steps: int = 5) -> Float[Array, "B M N"]:
+    """Return matrices with about the same singular vectors, whose singular values are about 1 (Jordan et al. 2024)."""
+    a, b, c = NEWTON_SCHULZ
+    is_tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.swapaxes(1, 2) if is_tall else matrices
+    x = x / (jnp.linalg.norm(x, axis=(1, 2), keepdims=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.swapaxes(1, 2)
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.swapaxes(1, 2) if is_tall else x
+
+
+def _is_stacked(keys: Any) -> bool:
+    return "layers" in path_of(keys).split("/")
+
+
+DIRECTIONS: dict[str, Callable[[Optim], optax.GradientTransformation]] = {
+    "adamw": _adam,
+    "stable_adamw": _stable_adam,
+    "lamb": _lamb,
+    "lion": _lion,
+    "adafactor": _adafactor,
+    "muon": _muon,
+    "sgd": _sgd,
+}
+INCLUDES_DECAY = ("stable_adamw", "lamb")
+"""Optimizers whose directions include the decayed weights, since these are scaled with the update."""
