@@ -5,6 +5,7 @@ import dataclasses
 from train.config.data_options import EncoderData
 from train.config.objectives import DistilledOptions
 from train.config.option_groups import Distillation, Masking
+from train.config.provenance import provenance
 from train.config.run_config import Checkpoint, Log, Optim, Run, Tokenizer
 from zoo import configs
 from zoo.configs import Compute
@@ -32,6 +33,20 @@ def distilbert_nano() -> Run:
     )
 
 
+@provenance(
+    "distilbert-base-uncased",
+    "Sanh et al. 2019, and huggingface/transformers, examples/research_projects/distillation",
+    published={
+        "section 3": "data.batch masking.static distillation.temperature",
+        "README of the code, command of the released student": "distillation.soft distillation.masked distillation.cosine "
+        "optim.lr masking.rare optim.clip optim.eps optim.b1 optim.b2 optim.weight_decay optim.warmup optim.schedule",
+        "train.py": "masking.rate masking.masked masking.random",
+    },
+    assumed={
+        "three epochs of 3.3 billion words": "steps",
+        "the released student has this tokenizer": "tokenizer.kind tokenizer.vocab",
+    },
+)
 def distilbert() -> Run:
     """Distill a BERT base, your own or from the hub, into DistilBERT on your own text, as released (Sanh et al. 2019).
 

@@ -4,6 +4,7 @@ import dataclasses
 
 from train.config.data_options import CausalData
 from train.config.objectives import CausalOptions
+from train.config.provenance import provenance
 from train.config.run_config import Checkpoint, Log, Optim, Run, Tokenizer
 from zoo import configs
 
@@ -30,8 +31,21 @@ def ettin_decoder_nano() -> Run:
     )
 
 
+@provenance(
+    "ettin-decoder-17m",
+    "Weller et al. 2025, and JHU-CLSP/ettin-encoder-vs-decoder 6cbf954a, pretraining/configs/standard",
+    published={
+        "very_tiny/decoder_very_tiny.yaml": "steps data.length data.batch data.rows optim.name optim.b1 optim.b2 optim.eps "
+        "optim.lr optim.weight_decay optim.independent_decay optim.decayed optim.schedule optim.warmup model.global_base",
+        "section 3": "tokenizer.kind tokenizer.vocab",
+    },
+    assumed={
+        "the file begins with smaller batches, up to 125 billion tokens, which are not built": "data.batch",
+        "no clipping beside that of the optimizer": "optim.clip",
+    },
+)
 def ettin_decoder_17m() -> Run:
-    """Train the smallest Ettin decoder from scratch on your own text, with rows of 1,024 tokens (Weller et al. 2025).
+    """Train the smallest Ettin decoder from scratch on your own text: its first phase, with the full batch throughout.
 
     Command: zoo train ettin-decoder-17m --data.paths corpus.jsonl --tokenizer.path FOLDER_WITH_ETTIN_TOKENIZER_JSON
     Hardware: meant for accelerators; it was trained on four H100 for 6 days (pretraining/README.md).
@@ -42,13 +56,22 @@ def ettin_decoder_17m() -> Run:
     return Run(
         recipe="ettin-decoder-17m",
         model=dataclasses.replace(model, global_base=10_000.0),
-        # 1.7 trillion tokens, 4.7 million per step; the first 4 billion warm up. Its smaller first batches are left out.
-        steps=360_000,
+        # 1.7 trillion tokens, 4.7 million per step; the first 4 billion warm up.
+        steps=360_277,
         options=CausalOptions(loss_chunk=128),
         data=CausalData(length=1_024, batch=4_608, rows="packed"),
         tokenizer=Tokenizer(kind="modernbert", vocab=model.vocab),
-        # StableAdamW there.
-        optim=Optim(lr=3e-3, warmup=848, schedule="constant", b2=0.98, eps=1e-6, weight_decay=3e-4),
+        optim=Optim(
+            name="stable_adamw",
+            lr=3e-3,
+            warmup=848,
+            schedule="constant",
+            b2=0.98,
+            eps=1e-6,
+            weight_decay=3e-4,
+            independent_decay=True,
+            clip=0.0,
+        ),
         accumulate=16,
         checkpoint=Checkpoint(every=2_000),
         log=Log(every=10, validate_every=5_000, validate_rows=1_024),

@@ -4,6 +4,7 @@ import dataclasses
 
 from train.config.data_options import CausalData
 from train.config.objectives import CausalOptions
+from train.config.provenance import provenance
 from train.config.run_config import Checkpoint, Log, Mesh, Optim, Run, Tokenizer
 from zoo import configs
 from zoo.configs import Compute
@@ -32,8 +33,21 @@ def gpt_nano() -> Run:
     )
 
 
+@provenance(
+    "gpt2",
+    "karpathy/nanoGPT, config/train_gpt2.py",
+    published={
+        "train_gpt2.py and train.py": "steps data.length optim.name optim.lr optim.schedule optim.warmup optim.b1 "
+        "optim.b2 optim.weight_decay optim.clip optim.final model.dropout model.embedding_dropout model.attention_dropout",
+        "Radford et al. 2019, section 2.2": "tokenizer.kind tokenizer.vocab",
+    },
+    assumed={
+        "half a million tokens; the file has 480 rows, which fewer meshes divide": "data.batch",
+        "the decay of the code applies to all arrays of two dimensions": "optim.decayed",
+    },
+)
 def gpt2() -> Run:
-    """Train GPT-2 small (124M) from scratch on your own text, with half a million tokens per step.
+    """Train GPT-2 small (124M) from scratch on your own text with nanoGPT's numbers: GPT-2's own are not published.
 
     Command: zoo train gpt2 --data.paths corpus.jsonl --tokenizer.path FOLDER_WITH_GPT2_TOKENIZER_JSON
     Hardware: meant for 8 accelerators of 80 GB; with --accumulate it fits on fewer, with the same steps.
@@ -56,8 +70,46 @@ def gpt2() -> Run:
     )
 
 
+GPT3 = "Brown et al. 2020"
+GPT3_NUMBERS = {
+    "appendix B": "optim.name optim.b1 optim.b2 optim.eps optim.clip optim.schedule optim.warmup optim.final optim.decay_steps "
+    "optim.weight_decay steps",
+    "table 2.1": "optim.lr data.length tokenizer.vocab",
+    "section 2.1": "tokenizer.kind",
+}
+GPT3_ASSUMED = {
+    "the batch of table 2.1; the paper begins with 32,000 tokens and grows over the first 4 to 12 billion": "data.batch",
+}
+
+
+@provenance("gpt3-small", GPT3, published=GPT3_NUMBERS, assumed=GPT3_ASSUMED)
+def gpt3_small() -> Run:
+    """Train GPT-3 small (125M) as published (Brown et al. 2020, table 2.1 and appendix B), with the full batch throughout.
+
+    Command: zoo train gpt3-small --data.paths corpus.jsonl --tokenizer.path FOLDER_WITH_GPT2_TOKENIZER_JSON
+    Hardware: meant for 8 accelerators of 80 GB; with --accumulate it fits on fewer, with the same steps.
+    Time: not measured (no such hardware available).
+    Expect: not measured. The paper prints no loss on a public corpus.
+    """
+    model = configs.find_size("gpt3-small")[1].config
+    return Run(
+        recipe="gpt3-small",
+        model=model,
+        # 300 billion tokens, half a million per step; 375 million warm up, and the decay ends at 260 billion.
+        steps=585_938,
+        options=CausalOptions(loss_chunk=128),
+        data=CausalData(length=model.context, batch=250),
+        tokenizer=Tokenizer(vocab=model.vocab),
+        optim=Optim(lr=6e-4, warmup=732, decay_steps=507_080, final=0.1, b2=0.95, weight_decay=0.1),
+        accumulate=2,
+        checkpoint=Checkpoint(every=1_000),
+        log=Log(every=10, validate_every=1_000, validate_rows=1_024),
+    )
+
+
+@provenance("gpt3-175b", GPT3, published=GPT3_NUMBERS, assumed=GPT3_ASSUMED)
 def gpt3_175b() -> Run:
-    """Train GPT-3 175B as published (Brown et al. 2020, table 2.1 and appendix B). For planning: it fits on no single machine.
+    """Train GPT-3 175B as published (Brown et al. 2020, appendix B), with the full batch throughout. For planning.
 
     Command: zoo train gpt3-175b --data.paths corpus.jsonl
     Hardware: 512 accelerators of 80 GB or more, fsdp 64 x tensor 8.
@@ -68,14 +120,13 @@ def gpt3_175b() -> Run:
     return Run(
         recipe="gpt3-175b",
         model=dataclasses.replace(model, compute=Compute(remat="full")),
-        # 300 billion tokens, 3.1 million per step. The paper increases the batch over the first tokens and ends the decay at 260
-        # billion; neither is implemented.
+        # 300 billion tokens, 3.1 million per step; 375 million warm up, and the decay ends at 260 billion.
         steps=95_367,
         precision="bfloat16",
         options=CausalOptions(loss_chunk=128),
         data=CausalData(length=model.context, batch=1_536),
         tokenizer=Tokenizer(vocab=model.vocab),
-        optim=Optim(lr=6e-5, warmup=119, final=0.1, b2=0.95, weight_decay=0.1),
+        optim=Optim(lr=6e-5, warmup=119, decay_steps=82_533, final=0.1, b2=0.95, weight_decay=0.1),
         mesh=Mesh(fsdp=64, tensor=8),
         accumulate=12,
         checkpoint=Checkpoint(every=500),

@@ -4,6 +4,7 @@ import dataclasses
 
 from train.config.data_options import CausalData
 from train.config.objectives import CausalOptions
+from train.config.provenance import provenance
 from train.config.run_config import Checkpoint, Log, Mesh, Optim, Run, Tokenizer
 from zoo import configs
 from zoo.configs import Compute
@@ -32,29 +33,102 @@ def llama_nano() -> Run:
     )
 
 
+SMOLLM = "huggingface/smollm a0417598, text/pretraining"
+SMOLLM_NUMBERS = (
+    "steps data.length data.batch optim.name optim.b1 optim.b2 optim.eps optim.lr optim.weight_decay optim.clip optim.schedule "
+    "optim.warmup optim.decay_steps optim.decay_shape optim.final tokenizer.kind tokenizer.vocab"
+)
+
+
+@provenance("smollm2-135m", SMOLLM, published={"smollm2/config_smollm2_135M.yaml": SMOLLM_NUMBERS})
 def smollm2_135m() -> Run:
-    """Train SmolLM2 135M from scratch on your own text, with the rate and the million tokens per step of SmolLM1 of this shape.
+    """Train SmolLM2 135M from scratch on your own text, as published: two trillion tokens, a million per step.
 
     Command: zoo train smollm2-135m --data.paths corpus.jsonl --tokenizer.path FOLDER_WITH_SMOLLM2_TOKENIZER_JSON
     Hardware: meant for 8 accelerators of 80 GB; with --accumulate it fits on fewer, with the same steps.
     Time: not measured (no such hardware available).
-    Expect: not measured. As in huggingface/smollm, config_smollm1_135M.yaml, without the linear decay of its last fifth.
+    Expect: not measured.
     """
-    model = configs.find_size("smollm2-135m")[1].config
+    return _smollm("smollm2-135m", 2_000_000, 512, lr=3e-3, decay=400_000)
+
+
+@provenance("smollm2-360m", SMOLLM, published={"smollm2/config_smollm2_360M.yaml": SMOLLM_NUMBERS})
+def smollm2_360m() -> Run:
+    """Train SmolLM2 360M from scratch on your own text, as published: four trillion tokens, 1.6 million per step.
+
+    Command: zoo train smollm2-360m --data.paths corpus.jsonl --tokenizer.path FOLDER_WITH_SMOLLM2_TOKENIZER_JSON
+    Hardware: meant for accelerators; with --accumulate it fits on fewer, with the same steps.
+    Time: not measured (no such hardware available).
+    Expect: not measured.
+    """
+    return _smollm("smollm2-360m", 2_600_000, 768, lr=3e-3, decay=520_000)
+
+
+@provenance("smollm2-1.7b", SMOLLM, published={"smollm2/config_smollm2_1B.yaml": SMOLLM_NUMBERS})
+def smollm2_1_7b() -> Run:
+    """Train SmolLM2 1.7B from scratch on your own text, as published: eleven trillion tokens, two million per step.
+
+    Command: zoo train smollm2-1-7b --data.paths corpus.jsonl --tokenizer.path FOLDER_WITH_SMOLLM2_TOKENIZER_JSON
+    Hardware: meant for accelerators; it was trained on 256.
+    Time: not measured (no such hardware available).
+    Expect: not measured.
+    """
+    return _smollm("smollm2-1.7b", 5_240_000, 1_024, lr=5e-4, decay=524_000)
+
+
+@provenance(
+    "smollm3-3b",
+    SMOLLM,
+    published={
+        "smollm3/stage1_8T.yaml and the README": f"{SMOLLM_NUMBERS} model.base",
+    },
+    assumed={"some of the parameters are excluded there": "optim.decayed"},
+)
+def smollm3_3b() -> Run:
+    """Train SmolLM3 3B on rows of 4,096 tokens, as published: its main phase, before longer rows. For planning.
+
+    Command: zoo train smollm3-3b --data.paths corpus.jsonl --tokenizer.path FOLDER_WITH_SMOLLM3_TOKENIZER_JSON
+    Hardware: 384 accelerators of 80 GB; it was trained on 384 H100 for 24 days.
+    Time: not measured (no such hardware available).
+    Expect: not measured.
+    """
+    run = _smollm("smollm3-3b", 4_720_000, 576, lr=2e-4, decay=522_000, length=4_096)
+    model = dataclasses.replace(run.model, context=4_096, base=50_000.0, compute=Compute(remat="full"))
+    optim = dataclasses.replace(run.optim, weight_decay=0.1)
+    return dataclasses.replace(run, model=model, optim=optim, precision="bfloat16", mesh=Mesh(fsdp=192, tensor=2), accumulate=3)
+
+
+def _smollm(size: str, steps: int, batch: int, *, lr: float, decay: int, length: int = 2_048) -> Run:
+    model = configs.find_size(size)[1].config
     return Run(
-        recipe="smollm2-135m",
+        recipe=size.replace(".", "-"),
         model=model,
-        steps=2_000_000,
+        steps=steps,
         options=CausalOptions(loss_chunk=128),
-        data=CausalData(length=2_048, batch=512),
+        data=CausalData(length=length, batch=batch),
         tokenizer=Tokenizer(vocab=model.vocab),
-        optim=Optim(lr=3e-3, warmup=2_000, schedule="constant", b2=0.95, weight_decay=0.01),
+        optim=Optim(lr=lr, warmup=2_000, schedule="wsd", decay_steps=decay, final=0.0, b2=0.95, weight_decay=0.01),
         accumulate=4,
         checkpoint=Checkpoint(every=2_000),
         log=Log(every=10, validate_every=2_000, validate_rows=1_024),
     )
 
 
+@provenance(
+    "llama-3.1-8b",
+    "Llama Team 2024",
+    published={
+        "table 3": "optim.lr",
+        "section 3.4.1": "optim.name optim.schedule optim.warmup optim.final data.length",
+        "section 3.2": "tokenizer.vocab",
+    },
+    assumed={
+        "the batch of the paper for 405B, whose smaller first ones are not built": "data.batch",
+        "15 trillion tokens": "steps",
+        "as in Llama 2 (Touvron et al. 2023, section 2.2)": "optim.b1 optim.b2 optim.weight_decay optim.clip",
+        "the rotations of rows of 8,192 tokens, before those of longer ones": "model.context model.scaling model.scaling_factor",
+    },
+)
 def llama3_8b() -> Run:
     """Train Llama 3.1 8B on rows of 8,192 tokens, as before its longer rows (Llama Team 2024, section 3.4). For planning.
 

@@ -5,6 +5,7 @@ import dataclasses
 from train.config.data_options import EncoderData
 from train.config.objectives import MaskedOptions
 from train.config.option_groups import Masking
+from train.config.provenance import provenance
 from train.config.run_config import Checkpoint, Log, Optim, Run, Tokenizer
 from zoo import configs
 
@@ -34,40 +35,185 @@ def modernbert_nano() -> Run:
     )
 
 
+SOURCE = "Warner et al. 2024, and AnswerDotAI/ModernBERT 0e9dbe6d, yamls/modernbert"
+NUMBERS = (
+    "steps data.length data.batch data.rows optim.name optim.b1 optim.b2 optim.eps optim.lr optim.weight_decay "
+    "optim.independent_decay optim.decayed optim.schedule optim.warmup masking.rate model.global_base"
+)
+DECAY = f"{NUMBERS} optim.final optim.decay_steps optim.decay_shape"
+TOKENIZER = {"section 2.1": "tokenizer.kind tokenizer.vocab"}
+RAMP = "the files begin with smaller batches ({} rows on 8 GPUs, up to {} billion tokens), which are not built"
+MASKS = {
+    "as in BERT; the files do not say": "masking.masked masking.random",
+    "no clipping beside that of the optimizer": "optim.clip",
+    "the files drop 0.1 of the outputs of attention; attention_dropout would also drop its weights": "model.attention_dropout",
+}
+
+
+@provenance(
+    "modernbert-base",
+    SOURCE,
+    published={"modernbert-base-pretrain.yaml": NUMBERS, **TOKENIZER},
+    assumed={RAMP.format(768, 50): "data.batch", **MASKS},
+)
 def modernbert_base() -> Run:
-    """Train ModernBERT base from scratch on your own text, with the first phase's rows of 1,024 tokens (Warner et al. 2024).
+    """Train ModernBERT base from scratch on your own text: the first phase, rows of 1,024 tokens, with the full batch throughout.
 
     Command: zoo train modernbert-base --data.paths corpus.jsonl --tokenizer.path FOLDER_WITH_MODERNBERT_TOKENIZER_JSON
     Hardware: meant for many accelerators: a step is 4.7 million tokens; with --accumulate it fits on fewer.
     Time: not measured (no such hardware available).
-    Expect: not measured. The paper's first phase has rotations of base 10,000 in all layers: --model.global-base 1e4.
+    Expect: not measured. The next phases: modernbert-base-context --init RUN, then modernbert-base-decay --init RUN.
     """
-    return _published("modernbert-base", "modernbert-base", steps=364_000, batch=4_608, warmup=640)
+    # 1.719 trillion tokens; 3 billion of warm-up.
+    return _published("modernbert-base", "modernbert-base", 364_303, 4_608, lr=8e-4, warmup=636)
 
 
+@provenance(
+    "modernbert-base",
+    SOURCE,
+    published={"modernbert-base-context-extension.yaml": NUMBERS, **TOKENIZER},
+    assumed=MASKS,
+)
+def modernbert_base_context() -> Run:
+    """Train the second phase of ModernBERT base: 250 billion tokens in rows of 8,192, from a run of the first.
+
+    Command: zoo train modernbert-base-context --init runs/modernbert-base --data.paths corpus.jsonl
+    Hardware: meant for many accelerators: a step is 4.7 million tokens; with --accumulate it fits on fewer.
+    Time: not measured (no such hardware available).
+    Expect: not measured. The paper's text has the rate of the first phase, 8e-4; the file has 3e-4.
+    """
+    return _published("modernbert-base-context", "modernbert-base", 52_982, 576, lr=3e-4, context=8_192)
+
+
+@provenance(
+    "modernbert-base",
+    SOURCE,
+    published={"modernbert-base-learning-rate-decay.yaml": DECAY, **TOKENIZER},
+    assumed=MASKS,
+)
+def modernbert_base_decay() -> Run:
+    """Train the third phase of ModernBERT base: 50 billion tokens with a decaying rate, from a run of the second.
+
+    Command: zoo train modernbert-base-decay --init runs/modernbert-base-context --data.paths corpus.jsonl
+    Hardware: meant for many accelerators: a step is 4.7 million tokens; with --accumulate it fits on fewer.
+    Time: not measured (no such hardware available).
+    Expect: not measured.
+    """
+    return _published("modernbert-base-decay", "modernbert-base", 10_596, 576, lr=3e-4, context=8_192, decay=(10_596, 0.001))
+
+
+@provenance(
+    "modernbert-large",
+    SOURCE,
+    published={"modernbert-large-pretrain.yaml": NUMBERS, **TOKENIZER},
+    assumed={RAMP.format(448, 10): "data.batch", **MASKS},
+)
+def modernbert_large() -> Run:
+    """Train ModernBERT large from scratch on your own text: 900 billion tokens of the first phase, always with the full batch.
+
+    Command: zoo train modernbert-large --data.paths corpus.jsonl --tokenizer.path FOLDER_WITH_MODERNBERT_TOKENIZER_JSON
+    Hardware: meant for many accelerators: a step is 5 million tokens; with --accumulate it fits on fewer.
+    Time: not measured (no such hardware available).
+    Expect: not measured. Its last 800 billion tokens: --init RUN --optim.lr 5e-5 --optim.warmup 0 --steps 158530.
+    """
+    return _published("modernbert-large", "modernbert-large", 178_350, 4_928, lr=5e-4, warmup=396)
+
+
+@provenance(
+    "modernbert-large",
+    SOURCE,
+    published={"modernbert-large-context-extension.yaml": NUMBERS, **TOKENIZER},
+    assumed=MASKS,
+)
+def modernbert_large_context() -> Run:
+    """Train the second phase of ModernBERT large: 250 billion tokens in rows of 8,192, from a run of the first.
+
+    Command: zoo train modernbert-large-context --init runs/modernbert-large --data.paths corpus.jsonl
+    Hardware: meant for many accelerators: a step is 5 million tokens; with --accumulate it fits on fewer.
+    Time: not measured (no such hardware available).
+    Expect: not measured.
+    """
+    return _published("modernbert-large-context", "modernbert-large", 49_541, 616, lr=5e-5, context=8_192, weight_decay=1e-6)
+
+
+@provenance(
+    "modernbert-large",
+    SOURCE,
+    published={"modernbert-large-learning-rate-decay.yaml": DECAY, **TOKENIZER},
+    assumed=MASKS,
+)
+def modernbert_large_decay() -> Run:
+    """Train the third phase of ModernBERT large: 50 billion tokens with a decaying rate, from a run of the second.
+
+    Command: zoo train modernbert-large-decay --init runs/modernbert-large-context --data.paths corpus.jsonl
+    Hardware: meant for many accelerators: a step is 5 million tokens; with --accumulate it fits on fewer.
+    Time: not measured (no such hardware available).
+    Expect: not measured.
+    """
+    return _published(
+        "modernbert-large-decay", "modernbert-large", 9_781, 624, lr=5e-5, context=8_192, weight_decay=1e-6, decay=(9_781, 0.001)
+    )
+
+
+@provenance(
+    "ettin-encoder-17m",
+    "Weller et al. 2025, and JHU-CLSP/ettin-encoder-vs-decoder 6cbf954a, pretraining/configs/standard",
+    published={"very_tiny/encoder_very_tiny.yaml": NUMBERS, **TOKENIZER},
+    assumed={RAMP.format("1,152", 125): "data.batch", **MASKS},
+)
 def ettin_17m() -> Run:
-    """Train the smallest Ettin encoder from scratch on your own text, with rows of 1,024 tokens (Weller et al. 2025).
+    """Train the smallest Ettin encoder from scratch on your own text: its first phase, with the full batch throughout.
 
     Command: zoo train ettin-17m --data.paths corpus.jsonl --tokenizer.path FOLDER_WITH_MODERNBERT_TOKENIZER_JSON
-    Hardware: meant for an accelerator; a batch of 512 rows is chosen here, the rate is that of ModernBERT base.
+    Hardware: meant for accelerators; all three phases took 141 hours on four H100 (pretraining/README.md).
     Time: not measured (no such hardware available).
-    Expect: not measured. The other sizes: --model.layers 10 --model.width 384 --model.heads 6 --model.ffn 576, and so on.
+    Expect: not measured. The next phases are not written: rows of 7,999 tokens, 30 and then 15 % of masks, a 1 - sqrt decay.
     """
-    return _published("ettin-17m", "ettin-encoder-17m", steps=100_000, batch=512, warmup=2_000)
+    # 1.7 trillion tokens, of which 4 billion warm up.
+    return _published("ettin-17m", "ettin-encoder-17m", 360_277, 4_608, lr=3e-3, warmup=848, weight_decay=3e-4)
 
 
-def _published(recipe: str, size: str, *, steps: int, batch: int, warmup: int) -> Run:
-    """Return a run of packed documents at a constant rate, from which the last phase of a trapezoid can be continued."""
+def _published(
+    recipe: str,
+    size: str,
+    steps: int,
+    batch: int,
+    *,
+    lr: float,
+    warmup: int = 0,
+    context: int = 0,
+    weight_decay: float = 1e-5,
+    decay: tuple[int, float] | None = None,
+) -> Run:
+    """Return a run of packed documents with StableAdamW, whose weight decay is multiplied by the schedule alone.
+
+    Args:
+        context: length of the rows of a later phase; 0 = the first, with rows of 1,024 tokens and shorter rotations.
+        decay: steps and end of the decay of the rate; None = the rate is constant.
+    """
     model = dataclasses.replace(configs.find_size(size)[1].config, task="masked")
+    optim = Optim(
+        name="stable_adamw",
+        lr=lr,
+        warmup=warmup,
+        schedule="constant",
+        b2=0.98,
+        eps=1e-6,
+        weight_decay=weight_decay,
+        independent_decay=True,
+        clip=0.0,
+    )
+    if decay is not None:
+        optim = dataclasses.replace(optim, schedule="wsd", decay_shape="sqrt", decay_steps=decay[0], final=decay[1])
     return Run(
         recipe=recipe,
-        model=model,
+        model=model if context else dataclasses.replace(model, global_base=10_000.0),
         options=MaskedOptions(masking=THIRD),
         steps=steps,
-        data=EncoderData(length=1024, batch=batch, rows="packed"),
+        data=EncoderData(length=context or 1_024, batch=batch, rows="packed"),
         tokenizer=Tokenizer(kind="modernbert", vocab=model.vocab),
-        optim=Optim(lr=8e-4, warmup=warmup, schedule="constant", b2=0.98, eps=1e-6, weight_decay=1e-5),
-        accumulate=16,
+        optim=optim,
+        accumulate=8,
         checkpoint=Checkpoint(every=1_000),
         log=Log(every=10, validate_every=5_000, validate_rows=1_024, samples=0),
     )

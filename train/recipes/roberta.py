@@ -4,6 +4,7 @@ import dataclasses
 
 from train.config.data_options import EncoderData
 from train.config.objectives import MaskedOptions
+from train.config.provenance import provenance
 from train.config.run_config import Checkpoint, Log, Optim, Run, Tokenizer
 from zoo import configs
 from zoo.configs import Compute
@@ -31,6 +32,18 @@ def roberta_nano() -> Run:
     )
 
 
+@provenance(
+    "roberta-base",
+    "Liu et al. 2019",
+    published={
+        "table 9": "steps data.batch optim.name optim.lr optim.warmup optim.schedule optim.b1 optim.b2 optim.eps "
+        "optim.weight_decay optim.clip",
+        "section 4.1": "masking.static masking.rate masking.masked masking.random",
+        "sections 4.2 and 5": "data.rows data.length",
+        "section 4.4": "tokenizer.kind tokenizer.vocab",
+    },
+    assumed={"fairseq's polynomial decay ends at 0": "optim.final", "as in BERT": "optim.decayed"},
+)
 def roberta() -> Run:
     """Train RoBERTa base from scratch on your own text, as published (Liu et al. 2019, table 9).
 

@@ -4,6 +4,7 @@ import dataclasses
 
 from train.config.data_options import PairData, TextData
 from train.config.objectives import DenoisingOptions, TextToTextOptions
+from train.config.provenance import provenance
 from train.config.run_config import Checkpoint, Log, Optim, Run, Tokenizer
 from train.weights import pretrained_config
 from zoo import configs
@@ -32,6 +33,16 @@ def t5_nano() -> Run:
     )
 
 
+@provenance(
+    "t5-base",
+    "Raffel et al. 2020",
+    published={
+        "section 3.1.2": "steps data.length data.batch optim.name optim.lr optim.schedule optim.warmup",
+        "section 3.1.3": "tokenizer.kind tokenizer.vocab",
+        "section 3.3.4": "denoising.kind denoising.density denoising.mean_span",
+    },
+    assumed={"Adafactor clips each update, and the paper names no decay": "optim.clip optim.weight_decay"},
+)
 def t5() -> Run:
     """Train T5 base from scratch on your own text: the baseline of Raffel et al. 2020, section 3.1, with the final spans.
 
@@ -48,6 +59,41 @@ def t5() -> Run:
         steps=1 << 19,
         data=TextData(length=512, batch=128),
         # The last 28 rows of the embedding table belong to no token.
+        tokenizer=Tokenizer(kind="sentencepiece", vocab=32_100),
+        optim=Optim(name="adafactor", lr=1e-2, warmup=10_000, schedule="inverse_sqrt_flat", weight_decay=0.0, clip=0.0),
+        checkpoint=Checkpoint(every=1_000),
+        log=Log(every=10, validate_every=5_000, validate_rows=1_024, samples=0),
+    )
+
+
+@provenance(
+    "t5-v1.1-base",
+    "google-research/t5x cc342d41, t5x/examples/t5/t5_1_1",
+    published={
+        "examples/base_c4_pretrain.gin, configs/runs/pretrain.gin": "steps data.length data.batch optim.lr optim.schedule "
+        "optim.warmup denoising.kind denoising.density denoising.mean_span",
+        "base.gin": "optim.name model.dropout",
+    },
+    assumed={
+        "Adafactor clips each update, and the files name no decay": "optim.clip optim.weight_decay",
+        "the vocabulary of T5": "tokenizer.kind tokenizer.vocab",
+    },
+)
+def t5_v1_1() -> Run:
+    """Train T5 1.1 base from scratch on your own text as T5X does (t5_1_1), without its z-loss of 1e-4, which is not built.
+
+    Command: zoo train t5-v1-1 --data.paths corpus.jsonl
+    Hardware: meant for 8 accelerators.
+    Time: not measured (no such hardware available).
+    Expect: not measured. The released T5 1.1 had 1,000,000 steps of 2,048 rows.
+    """
+    model = dataclasses.replace(configs.find_size("t5-v1.1-base")[1].config, dropout=0.0)
+    return Run(
+        recipe="t5-v1-1",
+        model=model,
+        options=DenoisingOptions(),
+        steps=100_000,
+        data=TextData(length=512, batch=256),
         tokenizer=Tokenizer(kind="sentencepiece", vocab=32_100),
         optim=Optim(name="adafactor", lr=1e-2, warmup=10_000, schedule="inverse_sqrt_flat", weight_decay=0.0, clip=0.0),
         checkpoint=Checkpoint(every=1_000),

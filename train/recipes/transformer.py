@@ -4,6 +4,7 @@ import dataclasses
 
 from train.config.data_options import PairData
 from train.config.objectives import TextToTextOptions
+from train.config.provenance import provenance
 from train.config.run_config import Checkpoint, Log, Optim, Run, Tokenizer
 from zoo import configs
 from zoo.configs import Compute
@@ -34,6 +35,21 @@ def transformer_nano() -> Run:
     )
 
 
+@provenance(
+    "transformer-base",
+    "Vaswani et al. 2017",
+    published={
+        "section 5.3": "optim.name optim.lr optim.schedule optim.warmup optim.b1 optim.b2 optim.eps",
+        "section 5.4": "label_smoothing",
+        "section 5.2": "steps",
+        "section 5.1": "tokenizer.vocab",
+    },
+    assumed={
+        "about 25,000 tokens per side and step, as section 5.1 says, in packed rows": "data.length data.batch data.pack",
+        "the paper names neither": "optim.weight_decay optim.clip",
+        "a unigram model in place of the paper's byte pairs": "tokenizer.kind",
+    },
+)
 def transformer_base() -> Run:
     """Train the Transformer base on your own pairs, as published (section 5): about 25,000 tokens per side and step.
 

@@ -21,6 +21,7 @@ USAGE = """\
 usage: zoo COMMAND ...
 
   zoo models [NAME]           list every published size with its exact parameter count, or those of a family, or show one in full
+  zoo recipes [NAME]          list the published recipes, or show one: which of its numbers are published, assumed or unknown
   zoo train [RECIPE] [...]    train a recipe (default: gpt-nano); the same command resumes a run that was stopped
   zoo eval RUN [...]          compute the held-out loss, perplexity and bits per byte; --task blimp|lambada|... scores local files
   zoo compare RUN...          compare finished runs; runs that differ only in their seed form one row
@@ -107,6 +108,7 @@ def _exhausted(error: Exception) -> str:
 
 COMMANDS = {
     "models": "models:models",
+    "recipes": "recipes:recipes",
     "train": "train:train",
     "eval": "evaluate:evaluate",
     "compare": "compare:compare",

@@ -1,0 +1,146 @@
+"""Numbers of published recipes, against a table that was written from the sources alone, and `zoo recipes`."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.support.commands import call
+from train import recipes
+from train.config.provenance import PROVENANCE, recipe_numbers
+from train.config.run_config import Run
+
+ADAM = {"optim.name": "adamw", "optim.schedule": "linear", "optim.b1": 0.9}
+STABLE = {"optim.name": "stable_adamw", "optim.b1": 0.9, "optim.b2": 0.98, "optim.eps": 1e-6, "masking.rate": 0.3}
+SHORT, LONG = {"data.length": 1024, "model.global_base": 1e4}, {"data.length": 8192, "model.global_base": 1.6e5}
+WSD = {"optim.name": "adamw", "optim.b1": 0.9, "optim.b2": 0.95, "optim.eps": 1e-8, "optim.clip": 1.0, "optim.schedule": "wsd"}
+WSD |= {"optim.warmup": 2000, "optim.decay_shape": "linear", "optim.final": 0.0}
+SMOLLM2 = {**WSD, "data.length": 2048, "optim.weight_decay": 0.01}
+PERMUTATION = {"data.length": 512, "permutation.predictions": 85, "permutation.window": 256}
+T5 = {"optim.name": "adafactor", "optim.schedule": "inverse_sqrt_flat", "optim.warmup": 10_000, "optim.lr": 0.01}
+T5 |= {"data.length": 512, "denoising.density": 0.15, "denoising.mean_span": 3.0}
+GPT3 = {
+    "optim.name": "adamw",
+    "optim.b1": 0.9,
+    "optim.b2": 0.95,
+    "optim.eps": 1e-8,
+    "optim.clip": 1.0,
+    "optim.schedule": "cosine",
+}
+GPT3 |= {"optim.weight_decay": 0.1, "optim.final": 0.1, "data.length": 2048}
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "bert": {
+        **ADAM,
+        **{"steps": 1_000_000, "data.batch": 256, "optim.lr": 1e-4, "optim.warmup": 10_000, "optim.b2": 0.999},
+        **{"optim.weight_decay": 0.01, "masking.rate": 0.15, "masking.masked": 0.8, "masking.random": 0.1},
+    },
+    "bert-large-lamb": {"steps": 7038, "data.batch": 65_536, "data.length": 128, "optim.lr": 6e-3, "optim.warmup": 0.2843},
+    "bert-large-lamb-512": {"steps": 1563, "data.batch": 32_768, "data.length": 512, "optim.lr": 4e-3, "optim.warmup": 0.128},
+    "roberta": {
+        **ADAM,
+        **{"steps": 500_000, "data.batch": 8192, "optim.lr": 6e-4, "optim.warmup": 24_000, "optim.b2": 0.98, "optim.eps": 1e-6},
+        **{"optim.weight_decay": 0.01, "optim.clip": 0.0, "data.length": 512, "masking.static": 0},
+    },
+    "distilbert": {"data.batch": 4000, "optim.lr": 5e-4, "distillation.temperature": 2.0, "masking.rare": 0.7},
+    "xlnet": PERMUTATION,
+    "xlnet-large": {
+        **PERMUTATION,
+        **{"steps": 500_000, "data.batch": 8192, "optim.lr": 4e-4, "optim.warmup": 40_000, "optim.schedule": "linear"},
+        **{"optim.weight_decay": 0.01, "optim.eps": 1e-6},
+    },
+    "t5": {**T5, "steps": 524_288, "data.batch": 128},
+    "t5-v1-1": {**T5, "steps": 100_000, "data.batch": 256, "model.dropout": 0.0},
+    "transformer-base": {
+        **{"steps": 100_000, "label_smoothing": 0.1, "optim.b1": 0.9, "optim.b2": 0.98, "optim.eps": 1e-9, "optim.warmup": 4000},
+        **{"optim.schedule": "inverse_sqrt", "tokenizer.vocab": 37_000},
+    },
+    "modernbert-base": {**STABLE, **SHORT, "data.batch": 4608, "optim.lr": 8e-4, "optim.weight_decay": 1e-5},
+    "modernbert-base-context": {**STABLE, **LONG, "data.batch": 576, "optim.lr": 3e-4, "optim.weight_decay": 1e-5},
+    "modernbert-base-decay": {
+        **{**STABLE, **LONG, "data.batch": 576, "optim.lr": 3e-4, "optim.weight_decay": 1e-5},
+        **{"optim.decay_shape": "sqrt", "optim.final": 0.001},
+    },
+    "modernbert-large": {**STABLE, **SHORT, "data.batch": 4928, "optim.lr": 5e-4, "optim.weight_decay": 1e-5},
+    "modernbert-large-context": {**STABLE, **LONG, "data.batch": 616, "optim.lr": 5e-5, "optim.weight_decay": 1e-6},
+    "modernbert-large-decay": {
+        **{**STABLE, **LONG, "data.batch": 624, "optim.lr": 5e-5, "optim.weight_decay": 1e-6},
+        **{"optim.decay_shape": "sqrt", "optim.final": 0.001},
+    },
+    "ettin-17m": {**STABLE, **SHORT, "data.batch": 4608, "optim.lr": 3e-3, "optim.weight_decay": 3e-4},
+    "ettin-decoder-17m": {"data.batch": 4608, "data.length": 1024, "optim.lr": 3e-3, "optim.weight_decay": 3e-4},
+    "gpt2": {"optim.lr": 6e-4, "steps": 600_000, "optim.warmup": 2000, "optim.b2": 0.95, "optim.weight_decay": 0.1},
+    "gpt3-small": {**GPT3, "optim.lr": 6e-4},
+    "gpt3-175b": {**GPT3, "optim.lr": 6e-5},
+    "llama3-8b": {"optim.lr": 3e-4, "optim.warmup": 8000, "optim.schedule": "cosine", "optim.final": 0.01, "data.length": 8192},
+    "smollm2-135m": {**SMOLLM2, "optim.lr": 3e-3, "data.batch": 512, "steps": 2_000_000, "optim.decay_steps": 400_000},
+    "smollm2-360m": {**SMOLLM2, "optim.lr": 3e-3, "data.batch": 768, "steps": 2_600_000, "optim.decay_steps": 520_000},
+    "smollm2-1-7b": {**SMOLLM2, "optim.lr": 5e-4, "data.batch": 1024, "steps": 5_240_000, "optim.decay_steps": 524_000},
+    "smollm3-3b": {
+        **{**WSD, "data.length": 4096, "data.batch": 576, "optim.lr": 2e-4, "optim.weight_decay": 0.1, "steps": 4_720_000},
+        **{"optim.decay_steps": 522_000, "model.base": 5e4},
+    },
+}
+TOKENS = {
+    # Recipe -> (tokens in all, tokens of the warm-up) in billions.
+    **{"modernbert-base": (1719, 3), "modernbert-base-context": (250, 0), "modernbert-base-decay": (50, 0)},
+    **{"modernbert-large": (900, 2), "modernbert-large-context": (250, 0), "modernbert-large-decay": (50, 0)},
+    **{"ettin-17m": (1700, 4), "ettin-decoder-17m": (1700, 4), "gpt3-175b": (300, 0.375), "gpt3-small": (300, 0.375)},
+}
+
+
+def numbers_of(name: str) -> dict[str, Any]:
+    return recipe_numbers(recipe(name), PROVENANCE[name])
+
+
+def recipe(name: str) -> Run:
+    return recipes.find_recipe(name)()
+
+
+def test_every_published_recipe_is_in_the_table() -> None:
+    recipes.recipes()
+    assert PROVENANCE.keys() == PUBLISHED.keys()
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_numbers_are_those_of_the_sources(name: str) -> None:
+    numbers, sources = numbers_of(name), PROVENANCE[name]
+    assert {option: numbers[option] for option in PUBLISHED[name]} == pytest.approx(PUBLISHED[name])
+    named = [option for table in (sources.published, sources.assumed) for options in table.values() for option in options.split()]
+    # Each named option is a number of the recipe, and has one place and one reason at most.
+    assert set(named) <= numbers.keys()
+    for table in (sources.published, sources.assumed):
+        options = [option for text in table.values() for option in text.split()]
+        assert len(options) == len(set(options)), name
+    run = recipe(name)
+    assert run.recipe == name
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_numbers_of_tokens_are_published(name: str) -> None:
+    run, (total, warmup) = recipe(name), TOKENS[name]
+    step = run.data.batch * run.data.length / 1e9
+    assert run.steps * step == pytest.approx(total, abs=step)
+    assert run.optim.warmup_steps(run.steps) * step == pytest.approx(warmup, abs=step)
+    if name.startswith("gpt3"):
+        assert (run.optim.warmup_steps(run.steps) + run.optim.decay_steps) * step == pytest.approx(260, abs=2 * step)
+
+
+def test_zoo_recipes_prints_every_number_with_its_source(capsys: pytest.CaptureFixture[str]) -> None:
+    ended = call(capsys, "recipes", "modernbert-base-decay")
+    assert ended.code == 0
+    lines = ended.stdout.splitlines()
+    assert any(line.split()[:3] == ["optim.decay-shape", "sqrt", "published"] for line in lines)
+    assert any(line.split()[:3] == ["optim.clip", "0.0", "assumed"] for line in lines)
+    described = json.loads(call(capsys, "recipes", "gpt2", "--json").stdout)
+    assert described["numbers"]["optim.eps"]["status"] == "unknown" and described["numbers"]["optim.lr"]["value"] == 6e-4
+    listing = call(capsys, "recipes").stdout
+    assert all(name in listing for name in PUBLISHED)
+
+
+def test_a_recipe_without_sources_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    ended = call(capsys, "recipes", "gpt-nano")
+    assert (
+        ended.code == 2
+        and "gpt-nano: its numbers are this project's, so they have no source; these have one: bert" in ended.stderr
+    )
+    assert "the nearest is" in call(capsys, "recipes", "bart").stderr
