@@ -1,4 +1,4 @@
-"""A finished run is extended by --extend: with the moments and the data of its last checkpoint, whatever interrupts it."""
+"""A run is continued by --extend, and another one by --fork: with the moments and data that follow, whatever interrupts it."""
 
 import json
 import os
@@ -102,3 +102,47 @@ def test_a_run_in_a_store_is_extended_on_another_machine(
     monkeypatch.setenv("ZOO_CACHE", os.path.abspath("third"))
     assert main.main(extended) == 0
     assert json.loads(place.store("moved").read("scores.json"))["step"] == 16
+
+
+def test_a_fork_with_a_decay_is_the_run_that_would_have_had_it(capsys: pytest.CaptureFixture) -> None:
+    """A run at a constant rate, continued from step 8 with a decay in four steps, has the state of a run of 12 steps with that
+    decay, and the data that follow; also if it is killed before its first checkpoint."""
+    decay = ["--optim.schedule", "wsd", "--optim.decay-steps", "4"]
+    assert main.main(command("plateau", 8, *CONSTANT)) == 0
+    assert main.main(command("direct", 12, *decay)) == 0
+    forked = command("forked", 12, *decay, "--init", "runs/plateau", "--fork")
+    capsys.readouterr()
+    with faults("train.step:error:3"), pytest.raises(RuntimeError, match="fault at"):
+        main.main(forked)
+    assert "continues runs/plateau from step 8, with its moments and its order of the data" in capsys.readouterr().out
+    assert main.main(forked) == 0
+    forked_run, direct = (Training(Path.cwd(), name) for name in ("forked", "direct"))
+    states = [run.state() for run in (forked_run, direct)]
+    assert states[0].keys() == states[1].keys()
+    assert not [path for path in states[0] if states[0][path].tobytes() != states[1][path].tobytes()]
+    assert forked_run.ledger() == direct.ledger()[8:]
+    scores = [json.loads((run.folder / "scores.json").read_text()) for run in (forked_run, direct)]
+    assert scores[0] == scores[1]
+
+
+def test_what_cannot_be_forked_is_refused_in_one_line(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    assert main.main(command("done", 8)) == 0
+    assert main.main(["export", "runs/done", "published"]) == 0
+    init = ["--init", "runs/done", "--fork"]
+    capsys.readouterr()
+    for flags, message in (
+        ((12, "--fork"), "--fork True: it continues the state of the run --init; name one, or leave --fork out"),
+        ((12, "--init", "published", "--fork"), "--fork True: published has weights alone, and no moments; name a run, or leave"),
+        ((8, *init), "--steps 8: runs/done has taken 8 steps, and --steps counts them too; choose more"),
+        (
+            (12, *init, "--seed", "1"),
+            "--seed 1: the order of the data of runs/done follows from 0; choose it, or leave --fork out",
+        ),
+        (
+            (12, *init, "--optim.name", "lion"),
+            "--optim.name lion: runs/done has the moments of muon; choose it, or leave --fork",
+        ),
+    ):
+        ended = call(capsys, *command("fork", *flags))
+        assert ended.code == 2 and message in ended.stderr, ended
+    assert not Path("runs/fork").exists()

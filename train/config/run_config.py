@@ -199,6 +199,8 @@ class Run(Generic[Model, Options, DataOptions]):
     init: str = ""
     """Run (a folder, s3://... or gs://...), folder of published weights, or hub:ID with the initial parameters and the tokenizer;
     empty = random parameters."""
+    fork: bool = False
+    """Continue the whole state of the run --init: also its moments and its position in the data. --steps counts its steps too."""
     adapter: str = ""
     """Folder of an adapter in peft's format for the model of --init; training continues from it. Options of --lora that are not
     set take the adapter's values."""
@@ -277,6 +279,8 @@ class Run(Generic[Model, Options, DataOptions]):
         return self.options.rollout.batch_of(step) if isinstance(self.options, RolloutOptions) else step
 
     def __post_init__(self) -> None:
+        fix = "it continues the state of the run --init; name one, or leave --fork out"
+        require(not self.fork or bool(self.init), "fork", self.fork, fix)
         if type(self.data) is not self.options.data:
             raise TypeError(f"{self.objective} needs {self.options.data.__name__}, not {type(self.data).__name__}")
         require(1 <= self.steps < 1 << 31, "steps", self.steps, "choose 1 to 2,147,483,647")

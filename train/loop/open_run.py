@@ -105,10 +105,14 @@ def restore_or_init(opened: OpenRun, assembly: Assembly) -> tuple[Start, State]:
     else:
         restored = {}
         metadata["parents"] = lineage.read_parents(run)
-        pretrained = warm_start.initial_params_from(run, opened.model, opened.mesh, notify) if run.init else None
+        loads = run.init and not run.fork
+        pretrained = warm_start.initial_params_from(run, opened.model, opened.mesh, notify) if loads else None
         initial = opened.objective.initial_params(opened.model, pretrained)
         parameters, params = opened.parameters.begin(run, opened.mesh, initial)
-        state = state_init.init_state(run, opened.model, assembly.tx, opened.mesh, params, parameters.trained)
+        if run.fork:
+            state = warm_start.forked_state(run, assembly.state, notify)
+        else:
+            state = state_init.init_state(run, opened.model, assembly.tx, opened.mesh, params, parameters.trained)
         base = parameters.save_base(folder, state, notify=notify)
     first = int(jax.device_get(state.step))
     start = Start(parameters=parameters, first=first, restored=restored, metadata=metadata | base)

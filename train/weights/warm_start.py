@@ -1,4 +1,4 @@
-"""The initial parameters of a run: copied from another model where both have a parameter, newly initialized elsewhere."""
+"""What a run begins with: parameters, copied from another model where both have one, or the whole state of another run."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,12 +7,13 @@ import jax
 from jax.sharding import Mesh
 
 from train.config import run_config
+from train.engine.state import State
 from train.run.run_dir import is_run, no_checkpoint, read_config
-from train.weights.load import load_model, open_checkpoints
+from train.weights.load import NEWEST, load_model, open_checkpoints
 from train.weights.pretrained_config import check_family
 from train.weights.resolve_model_name import resolve_model_name
 from zoo import configs, published_weights, sharding
-from zoo.errors import BadInput
+from zoo.errors import BadInput, require
 from zoo.models import Model
 
 TASK_SPECIFIC = ("classifier", "dense")
@@ -39,8 +40,44 @@ def check_init(run: run_config.Run) -> None:
         raise BadInput(f"--init {run.init}: another model: {', '.join(different)}; {fix}")
     if source is None:
         published_weights.open_folder(folder)
-    elif open_checkpoints(folder, source).latest() is None:
+        require(not run.fork, "fork", run.fork, f"{run.init} has weights alone, and no moments; name a run, or leave --fork out")
+    elif (latest := open_checkpoints(folder, source, NEWEST if run.fork else None).latest()) is None:
         raise no_checkpoint(folder)
+    elif run.fork:
+        _check_fork(run, source, latest)
+
+
+def _check_fork(run: run_config.Run, source: run_config.Run, latest: int) -> None:
+    """Refuse to continue the state of a run that is another kind of state, or has no further step."""
+    fix = f"{run.init} has taken {latest:,} steps, and --steps counts them too; choose more"
+    require(run.steps > latest, "steps", run.steps, fix)
+    fix = f"the order of the data of {run.init} follows from {source.seed}; choose it, or leave --fork out"
+    require(run.seed == source.seed, "seed", run.seed, fix)
+    fix = f"{run.init} has the moments of {source.optim.name}; choose it, or leave --fork out"
+    require(run.optim.name == source.optim.name, "optim.name", run.optim.name, fix)
+    fix = (
+        f"{run.init} trains other parts of its model; choose the same options of --lora and of frozen parts, or leave --fork out"
+    )
+    require(not run.has_frozen and not source.has_frozen, "fork", run.fork, fix)
+
+
+def forked_state(run: run_config.Run, state: State, notify: Callable[[str], None]) -> State:
+    """Return the newest state of the run `run.init`.
+
+    Args:
+        state: shapes and shardings of the state of `run`.
+
+    Raises:
+        BadInput: the state has other arrays, each of which is named, or its checkpoints are damaged.
+    """
+    folder = resolve_model_name(run.init)
+    restored = open_checkpoints(folder, read_config(folder), NEWEST).restore(state)
+    if restored is None:
+        raise no_checkpoint(folder)
+    notify(
+        f"continues {run.init} from step {int(jax.device_get(restored[0].step)):,}, with its moments and its order of the data"
+    )
+    return restored[0]
 
 
 def initial_params_from(run: run_config.Run, model: Model, mesh: Mesh, notify: Callable[[str], None]) -> Any:
