@@ -47,7 +47,7 @@ def commands(text: str) -> Iterator[list[str]]:
             for part in re.sub(r"\s# .*", "", line).split("&&"):
                 if "..." not in part and (match := re.match(r"(?:zoo|python3 run\.py) (?!test)([a-z].*)", part.strip())):
                     # Recipes for fine-tuning read the folder of --init.
-                    args = shlex.split(re.sub(r"--init \S+", "", match[1]))
+                    args = shlex.split(re.sub(r"--init \S+( --fork)?", "", match[1]))
                     if not (args[0] in ("train", "plan") and args[1:] and args[1].isupper()):
                         yield args
 

@@ -10,6 +10,7 @@ import jax
 from train.checkpoints.checkpoints import Checkpoints
 from train.checkpoints.config_check import check_identity
 from train.config import run_config
+from train.engine.averages import scored_parameters
 from train.run import metric_definitions
 from train.run.metric_definitions import METRICS
 from train.run.run_dir import RunDir
@@ -66,7 +67,7 @@ class BestCheckpoint:
             return
         if best is None or (value > best[1] if higher else value < best[1]):
             # A reader of the best parameters has no use for the optimizer's state.
-            params_only = dataclasses.replace(state, opt_state={}, carry={})
+            params_only = dataclasses.replace(state, params=scored_parameters(state), opt_state={}, carry={})
             self._checkpoints.save(params_only, {**meta, "metric": metric, "value": value})
 
     def wait(self) -> None:
@@ -92,7 +93,7 @@ class BestCheckpoint:
                 best, meta = restored
                 check_identity(self._checkpoints.folder, meta, self._run)
                 return best["params"], int(best["step"])
-        return state.params, int(state.step)
+        return scored_parameters(state), int(state.step)
 
     def _best(self) -> tuple[int, float] | None:
         """Return (step, value) of the best validation so far, or None."""

@@ -80,6 +80,9 @@ class Optim:
     as in embed/=10 head=0.5; the first that matches counts."""
     clip: float = 1.0
     """Largest global gradient norm; larger gradients are scaled down. 0 = no clipping."""
+    average: float = 0.0
+    """Decay of an exponential moving average of the parameters, which is validated, scored, exported and loaded in their place;
+    0 = none."""
     moments: Moments = "float32"
     """Number format of the stored moments. bfloat16: half the memory; rounded at random, so that the mean is exact."""
     offload: bool = False
@@ -111,6 +114,9 @@ class Optim:
         if self.offload and self.name == "adafactor":
             fix = "which are small; choose another optimizer, or leave it out"
             raise BadInput(f"--optim.offload: the moments of adafactor are sums over rows and columns, {fix}")
+        require(0 <= self.average < 1, "optim.average", self.average, "choose 0 (none) or a decay below 1, such as 0.999")
+        fix = "only moments can be on the host, and not the average of the parameters; leave one of the two out"
+        require(not (self.offload and self.average), "optim.average", self.average, fix)
         require(self.freeze_layers >= 0, "optim.freeze_layers", self.freeze_layers, "choose 0 (none) or a number of layers")
         require(0 <= self.clip < math.inf, "optim.clip", self.clip, "choose 0 (off) or a norm")
         for text in self.rates:

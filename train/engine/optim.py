@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from train.config.optim_options import Optim
-from train.engine import moments, optimizers
+from train.engine import averages, moments, optimizers
 from zoo.errors import BadInput
 from zoo.models import Model
 from zoo.ops.reductions import sum_of_squares
@@ -54,6 +54,7 @@ def make_optimizer(cfg: Optim) -> optax.GradientTransformationExtraArgs:
         _scale_by_layer(cfg) if cfg.layer_decay < 1 else None,
         _scale_by_path(cfg) if cfg.rates else None,
         scale_by_rate(),
+        averages.average_parameters(cfg.average) if cfg.average else None,
     )
     return optax.chain(*(link for link in links if link is not None))
 

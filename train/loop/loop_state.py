@@ -8,6 +8,7 @@ import jax
 
 from train import run_description
 from train.engine import device_mesh
+from train.engine.averages import scored_parameters
 from train.engine.state import State
 from train.inputs import data_notices
 from train.loop.open_run import OpenRun, Start
@@ -139,7 +140,7 @@ class TrainingLoop:
         with self.recorder.pause("validating"):
             fault_point("train.validate")
             before = self.account.elapsed()
-            params = self.model_params(self.global_state().params)
+            params = self.model_params(scored_parameters(self.global_state()))
             score = self._validate(params)
             self.recorder.valid(score, self.account.elapsed() - before)
             # Not at the end, where samples are written.

@@ -14,6 +14,8 @@ from train.checkpoints.checkpoints import Checkpoints
 from train.checkpoints.config_check import check_identity
 from train.config import run_config
 from train.engine import device_mesh
+from train.engine.averages import stored_average
+from train.engine.optim import make_optimizer
 from train.engine.state_init import all_params
 from train.run.run_dir import RunDir, is_run, no_checkpoint, plugin_notices, read_config
 from train.store import run_fetch
@@ -147,12 +149,17 @@ def restore_trained(path: Path, run: run_config.Run, mesh: Mesh, step: int | Non
     counter = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
     source = open_checkpoints(path, run, step)
     checkpoint_step = None if step == NEWEST else step
-    restored = source.restore({"params": abstract, "step": counter}, step=checkpoint_step, partial=True)
+    stored = {"params": abstract}
+    if run.optim.average and source.folder != RunDir(path).best.absolute():
+        # RUN/best has the average as its parameters.
+        stored = stored_average(jax.eval_shape(make_optimizer(run.optim).init, abstract), abstract)
+    restored = source.restore({**stored, "step": counter}, step=checkpoint_step, partial=True)
     if restored is None:
         raise no_checkpoint(path)
     state, meta = restored
     check_identity(source.folder, meta, run)
-    return state["params"], int(jax.device_get(state["step"])), meta
+    params = jax.tree.unflatten(jax.tree.structure(abstract), jax.tree.leaves([state[name] for name in stored]))
+    return params, int(jax.device_get(state["step"])), meta
 
 
 def _print_error(line: str) -> None:

@@ -1,4 +1,4 @@
-"""What a run begins with: parameters, copied from another model where both have one, or the whole state of another run."""
+"""The beginning of a run: parameters, copied from another model where both have one, or the whole state of another run."""
 
 from collections.abc import Callable
 from typing import Any

@@ -14,7 +14,7 @@ import pytest
 from tests.support import tiny
 from train.config.optim_options import USES, Decayed, Optim, check_used
 from train.config.run_config import Mesh
-from train.engine import device_mesh, matrix_axes, optim
+from train.engine import averages, device_mesh, matrix_axes, optim
 from train.engine.optimizers import DIRECTIONS
 from train.engine.schedules import make_schedule
 from zoo import sharding
@@ -336,3 +336,22 @@ def test_rates_that_match_nothing_or_are_no_numbers_are_refused() -> None:
             Optim(rates=(wrong,))
     with pytest.raises(BadInput, match=r"--optim\.rates head/: no parameter matches; their paths begin with embed/, "):
         optim.check_optimizer(Optim(rates=("head/=2",)), model(tiny.run().model))
+
+
+def test_the_average_follows_the_parameters() -> None:
+    """The parameters of a run are not changed by it, and a decay near 1 begins with a smaller one."""
+    params, grads, rates = problem()
+    cfg = options_of("adamw", average=0.9)
+    tx, plain = optim.make_optimizer(cfg), optim.make_optimizer(options_of("adamw"))
+    expected, own, other = params, params, params
+    state, plain_state = tx.init(params), plain.init(params)
+    for step, (grad, lr) in enumerate(zip(grads[:12], rates, strict=False), 1):
+        updates, state = tx.update(grad, state, own, lr=lr)
+        own = optax.apply_updates(own, updates)
+        updates, plain_state = plain.update(grad, plain_state, other, lr=lr)
+        other = optax.apply_updates(other, updates)
+        share = 1 - min(0.9, (1 + step) / (10 + step))
+        expected = jax.tree.map(lambda a, p, share=share: (1 - share) * a + share * p, expected, own)
+    jax.tree.map(np.testing.assert_array_equal, own, other)
+    (average,) = [link.average for link in state if isinstance(link, averages.AverageState)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), average, expected)

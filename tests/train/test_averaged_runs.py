@@ -1,0 +1,67 @@
+"""Runs with an average of their parameters: what is scored, loaded, kept as the best and continued."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tests.support import runs, tiny
+from tests.support.commands import call
+from tests.support.runs import Training
+from train.weights.load import load_model
+from zoo.cli import main
+from zoo.fault_points import faults
+from zoo.sharding import path_of
+
+FLAGS = [*tiny.FLAGS, "--data.paths", "text.txt", "--steps", "8", "--checkpoint.every", "4", "--log.validate-every", "4"]
+FLAGS += ["--log.samples", "0", "--optim.average", "0.9"]
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text(runs.text())
+
+
+def train(name: str, *flags: str) -> Training:
+    assert main.main(["train", "gpt-nano", *FLAGS, *flags, "--name", name]) == 0
+    return Training(Path.cwd(), name)
+
+
+def parameters(source: str, step: int | None = None) -> dict[str, np.ndarray]:
+    leaves = jax.tree_util.tree_leaves_with_path(load_model(source, step=step).params)
+    return {path_of(keys): np.asarray(leaf) for keys, leaf in leaves}
+
+
+def averages_of(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {path.partition("/average/")[2]: leaf for path, leaf in state.items() if "/average/" in path}
+
+
+def test_the_average_is_scored_and_loaded_and_continues_after_a_kill(capsys: pytest.CaptureFixture[str]) -> None:
+    reference = train("reference")
+    command = ["train", "gpt-nano", *FLAGS, "--name", "killed"]
+    with faults("train.step:error:6"), pytest.raises(RuntimeError, match="fault at"):
+        main.main(command)
+    assert main.main(command) == 0
+    states = [run.state() for run in (reference, Training(Path.cwd(), "killed"))]
+    assert not [path for path in states[0] if states[0][path].tobytes() != states[1][path].tobytes()]
+    average, loaded = averages_of(states[0]), parameters("runs/reference")
+    assert average.keys() == loaded.keys()
+    for path, leaf in loaded.items():
+        np.testing.assert_array_equal(leaf, average[path])
+        assert (leaf != states[0][f"params/{path}"]).any()
+    printed = call(capsys, "eval", "runs/reference").stdout
+    loss = json.loads(Path("runs/reference/scores.json").read_text())["loss"]
+    assert f"{loss:.6f}" in printed
+    assert main.main(["export", "runs/reference", "published"]) == 0
+    for path, leaf in parameters("published").items():
+        np.testing.assert_array_equal(leaf, average[path])
+
+
+def test_the_best_checkpoint_has_the_average() -> None:
+    best = train("best", "--selection.best")
+    plain = averages_of(best.state())
+    for path, leaf in parameters("runs/best").items():
+        np.testing.assert_array_equal(leaf, plain[path])
