@@ -212,7 +212,7 @@ def smaller_candidates(large: Sequence[tuple[Candidate, Plan]], run: run_config.
         least.setdefault(candidate.mesh, (candidate, plan))
     smaller: list[Candidate] = []
     for moments, offload in OPTIMIZERS:
-        host = target.platform != "cpu" and run.optim.name != "adafactor"
+        host = target.platform != "cpu" and run.optim.name != "adafactor" and not run.optim.average
         if (offload and not host) or (moments, offload) == (run.optim.moments, run.optim.offload):
             continue
         # What the job saves already is kept.
