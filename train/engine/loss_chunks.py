@@ -41,10 +41,12 @@ class Logits:
     def chunk(self) -> int:
         """The number of positions whose logits are computed at a time; 0 = all.
 
-        `auto` divides them by the smallest power of two with which they take at most their share of the memory.
+        An option is the largest number, and the parts are as equal as possible. `auto` divides all positions by the smallest
+        power of two with which they take at most their share of the memory.
         """
         if self.option != AUTO_CHUNK:
-            return self.option if self.option < self.positions else 0
+            parts = -(-self.positions // self.option) if self.option else 1
+            return -(-self.positions // parts) if parts > 1 else 0
         parts = math.ceil(SHARE * self.bytes / self.memory) if self.memory else 1
         return 0 if parts <= 1 else max(1, -(-self.positions // (1 << (parts - 1).bit_length())))
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Int32, Int64
 
@@ -20,8 +19,7 @@ from train.rows.token_cache import Tokens
 from train.targets.masking import Masks, Rule, choose_masks, max_predictions_for_packed_row
 from train.tokenizers.special_tokens import SpecialTokens
 from train.tokenizers.tokenizer import Tokenizer
-from zoo.batch import IGNORED, Batch
-from zoo.models import Model
+from zoo.batch import IGNORED
 
 PRETRAINING = "pretraining"
 """Task of a model that also has a next-sentence head."""
@@ -125,16 +123,6 @@ class Masked(EncoderObjective):
         values |= {"data.short": data.short} if data.rows == "segment_pairs" else {}
         values |= {f"masking.{name}": getattr(masking, name) for name in names}
         return values | ({"token counts": digest_of("", [counts().tobytes()])} if masking.rare else {})
-
-    def loss(
-        self, model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
-    ) -> tuple[dict[str, jax.Array], Any]:
-        """Return the terms of `Objective.loss`, with equal chunks of at most `chunk` predictions per row."""
-        assert batch.targets is not None
-        predicted = batch.targets.shape[1]
-        options: dict[str, Any] = {"seeds": seeds, "carry": carry, "smoothing": smoothing}
-        chunk = predicted // _num_chunks(predicted, chunk) if chunk > 0 else chunk
-        return super().loss(model, params, batch, frozen, chunk=chunk, **options)
 
 
 OBJECTIVE = Masked

@@ -83,7 +83,8 @@ def check_choices() -> None:
 
 def test_auto_takes_all_logits_that_fit_into_their_share() -> None:
     check_choices()
-    for option, text in {0: "all at once", 128: "128 of 1,024 positions at a time", 1024: "all at once"}.items():
+    texts = {option: f"{chunk} of 1,024 positions at a time" for option, chunk in {128: 128, 400: 342, 1000: 512}.items()}
+    for option, text in (texts | {0: "all at once", 1024: "all at once"}).items():
         assert str(logits_on("TPU v5 lite", 1 << 20, option)) == text
 
 
