@@ -143,7 +143,7 @@ def local_positions(length: int) -> int:
 
 def on_local_positions(
     function: Callable[..., jax.Array], params: Any, *arrays: Shaped[jax.Array, "B T ..."]
-) -> Shaped[jax.Array, "B T"]:
+) -> Shaped[jax.Array, "B T ..."]:
     """Return function(params, *arrays), computed by each device on its own rows and positions, each independently of the others.
 
     A gradient that a loop in `function` accumulates stays on the device until the loop ends, and then has one all-reduce, in

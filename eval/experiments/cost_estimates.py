@@ -61,9 +61,10 @@ def step_flops(run: Run, parents: Mapping[str, Run] | None = None) -> float:
     """
     teacher = (parents or {}).get(run.teacher)
     plain = dataclasses.replace(run, seed=0, name="", init="")
-    key = json.dumps(
-        [as_json(plain) | {"distillation": None}, teacher and as_json(dataclasses.replace(teacher, seed=0, name=""))]
-    )
+    values = as_json(plain)
+    if run.teacher:
+        values["distillation"] = values["distillation"] | {"teacher": ""}
+    key = json.dumps([values, teacher and as_json(dataclasses.replace(teacher, seed=0, name=""))])
     return _step_flops(key, _Hashed(plain), _Hashed(teacher))
 
 

@@ -29,6 +29,7 @@ ENCODER = f"{SIZE} --model.context 32 --data.paths text.jsonl"
 T5 = f"t5-nano {SIZE} --model.decoder-layers 2 --model.head 8 --data.paths text.jsonl"
 PAIRS = "--pairs.source train.en --pairs.target train.de"
 VALIDATED = "--log.validate-every 2 --log.validate-rows 16"
+STUDENT = "--distillation.cosine 1 --distillation.teacher"
 XLNET = f"xlnet-nano {SIZE} {VALIDATED} --data.paths one.txt --model.memory 16 --model.reuse 12"
 MODELS = {
     "bert": f"bert-nano {ENCODER}",
@@ -38,7 +39,9 @@ MODELS = {
     "ettin-decoder": f"ettin-decoder-nano {ENCODER}",
     "left-to-right": f"bert-nano {ENCODER} --objective left_to_right --model.causal --model.task masked",
     "distilbert": f"distilbert-nano {ENCODER} --distillation.teacher runs/bert --model.layers 1",
+    "gpt-student": f"gpt-nano {ENCODER} --model.width 16 --model.head 4 {STUDENT} runs/llama",
     "t5": T5,
+    "t5-student": f"{T5} --model.layers 1 --distillation.teacher runs/t5 --distillation.divergence reverse_kl",
     "decoder": f"{T5} --model.architecture decoder",
     "pairs": f"finetune-text-to-text --init runs/t5 {PAIRS}",
     "transformer": f"transformer-nano {SIZE} --data.target-length 40 {PAIRS} --checkpoint.every 1",
@@ -47,12 +50,17 @@ MODELS = {
     "denoising": f"{XLNET} --permutation.kind denoising --model.task pretraining",
     "labels": f"finetune-classification --init runs/xlnet {VALIDATED} --data.paths labels.tsv",
 }
-BEGINNINGS = {"distilbert": "bert", "pairs": "t5", "labels": "xlnet"}
+BEGINNINGS = {"distilbert": "bert", "gpt-student": "llama", "t5-student": "t5", "pairs": "t5", "labels": "xlnet"}
 FAST, SLOW = ("bert",), ("left-to-right", "decoder", "both-ways", "denoising")
-TERMS = {"bert": {"masked", "next"}, "distilbert": {"masked", "soft", "cosine"}}
+TERMS = {
+    "bert": {"masked", "next"},
+    "distilbert": {"masked", "soft", "cosine"},
+    "gpt-student": {"causal", "soft", "cosine"},
+    "t5-student": {"denoising", "soft"},
+}
 """Terms of the losses that have several."""
-MESHES = {"distilbert": pytest.mark.full, "modernbert": pytest.mark.full, "llama": pytest.mark.full, "t5": pytest.mark.slow}
-"""Runs that are repeated on a mesh: a model with a teacher; one with two stacks of layers; one with grouped heads; and T5, whose
+MESHES = dict.fromkeys(("distilbert", "gpt-student", "modernbert", "llama"), pytest.mark.full) | {"t5": pytest.mark.slow}
+"""Runs that are repeated on a mesh: two with a teacher; one with two stacks of layers; one with grouped heads; and T5, whose
 gradients test_encoder_decoders.py compares."""
 
 
@@ -108,7 +116,7 @@ def test_a_run_is_scored_and_evaluated_alike(name: str, capsys: pytest.CaptureFi
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", some("bert", "roberta", "modernbert", "ettin-decoder", "distilbert"))
+@pytest.mark.parametrize("name", some("bert", "roberta", "modernbert", "ettin-decoder", "distilbert", "gpt-student"))
 def test_weights_are_unchanged_by_export_and_import(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     run(name)
     for line in (f"export runs/{name} out/{name}", f"import out/{name}"):
@@ -143,7 +151,7 @@ def test_losses_are_the_same_on_another_mesh(name: str) -> None:
 @pytest.mark.full
 def test_a_teacher_is_sharded_for_training_and_not_needed_for_scoring(capsys: pytest.CaptureFixture[str]) -> None:
     student = run("distilbert")
-    frozen = Distilled.bind(read_config(student), device_mesh.make_mesh(run_config.Mesh(fsdp=4))).frozen
+    frozen = Distilled.bind(read_config(student), device_mesh.make_mesh(run_config.Mesh(fsdp=4))).frozen_inputs()
     kernel = frozen["layers"]["mlp"]["up"]["kernel"]
     assert kernel.addressable_shards[0].data.size * 4 == kernel.size
     teacher, elsewhere = run("bert"), Path("elsewhere")
@@ -194,8 +202,10 @@ REFUSED = {
     "bert --tokenizer.path gpt --model.vocab 400": r"--data\.rows segment_pairs: rows of an encoder need a tokenizer with",
     "distilbert --distillation.teacher=": r"--distillation\.teacher : name the run or the weights to learn from$",
     "distilbert --distillation.teacher gpt": r"--distillation\.teacher gpt: it has no head for masked tokens",
-    "distilbert --model.width 64": r"--model\.width 64: its teacher has 32; choose the same$",
+    "distilbert --model.width 64": r"--model\.width 64: it starts .*, which has 32; choose the same, or --distillation\.fresh$",
     "distilbert --tokenizer.path runs/roberta/tokenizer": r"--distillation\.teacher runs/bert: it has another tokenizer",
+    "gpt-student --distillation.soft 0 --distillation.cosine 0": r"--distillation\.soft 0\.0: nothing is learned",
+    "gpt-student --distillation.teacher runs/bert": r"--distillation\.teacher runs/bert: it has no head for the tokens of causal",
     "xlnet --model.task sequence": "--model.task sequence: the text of permutation has no labels; choose a recipe of finetune",
     "xlnet --model.task body": "--model.task body: it predicts no tokens; choose permutation, or pretraining to add next",
 }
@@ -207,7 +217,7 @@ def test_what_cannot_be_trained_is_refused(place: Path, capsys: pytest.CaptureFi
     Path("gpt").mkdir()
     published_weights.save_published(Path("gpt"), gpt.config, random_params(gpt))
     hf_files.write_tokenizer(Path("gpt"), tokenizer("gpt"), longest=32)
-    for name in ("bert", "roberta"):
+    for name in ("bert", "roberta", "llama"):
         run(name)
     lines = {line: line.partition(" ") for line in REFUSED}
     cases = {line: (("train", *arguments(name, f"{own} --name no")), REFUSED[line]) for line, (name, _, own) in lines.items()}

@@ -74,12 +74,14 @@ def first_steps(run: run_config.Run, objective: Objective, batch: Batch) -> tupl
     """Return the losses of three steps on a batch, and the first gradient."""
     net, devices = model(run.model), jax.devices()[: run.mesh.data * run.mesh.fsdp * run.mesh.tensor]
     mesh, tx = device_mesh.make_mesh(run.mesh, devices), optax.chain(optax.trace(0.0), optim.make_optimizer(run.optim))
-    places = jax.tree.map(lambda leaf: leaf.sharding, state_init.abstract_state(run, net, tx, mesh))
+    trained = state_init.all_params(net).beside(objective.added_params(net))
+    places = jax.tree.map(lambda leaf: leaf.sharding, state_init.abstract_state(run, net, tx, mesh, trained))
     engine = ENGINES[run.engine](make_step(run, net, objective, tx, jnp.float32), mesh, places, run.data.batch)
-    state, losses, gradient = engine.shard(state_init.init_state(run, net, tx, mesh)), [], None
+    state, losses, gradient = engine.shard(state_init.init_state(run, net, tx, mesh, None, trained)), [], None
+    frozen = engine.replicate(objective.frozen_inputs())
     batch = jax.tree.map(np.asarray, batch)
     for number in range(3):
-        state, metrics = engine.step(state, engine.shard_batch(batch))
+        state, metrics = engine.step(state, engine.shard_batch(batch), frozen)
         losses.append(float(jax.device_get(metrics["loss"].addressable_data(0)).reshape(-1)[0]))
         gradient = jax.device_get(engine.get(state).opt_state[0].trace) if number == 0 else gradient
     return losses, gradient

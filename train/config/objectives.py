@@ -18,6 +18,7 @@ from train.config.data_options import (
     UnpairedData,
 )
 from train.config.declaration import ObjectiveOptions, TokenOptions
+from train.config.distillation_options import Distillation, TripleLoss
 from train.config.dpo_options import Dpo
 from train.config.kto_options import Kto
 from train.config.policy_gradient_options import PolicyGradientLoss, Ppo
@@ -33,11 +34,25 @@ WORD_METRICS = ("perplexity", "loss", "masked_loss", "accuracy")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CausalOptions(TokenOptions):
+class StudentOptions(TokenOptions):
+    """Options of an objective that predicts the tokens of its data, whose model may also learn from a teacher."""
+
+    distillation: Distillation | TripleLoss = Distillation()
+
+    def check_run(self, run: Any) -> None:
+        """Refuse options of distillation that have no effect."""
+        super().check_run(run)
+        if isinstance(self.distillation, Distillation):
+            self.distillation.check_use()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CausalOptions(StudentOptions):
     """Options of causal language modelling."""
 
     objective, data, scorer = "causal", CausalData, "language_model"
     metrics = LOSS_METRICS
+    distillation: Distillation = Distillation()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,13 +92,13 @@ class LeftToRightOptions(TokenOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DistilledOptions(MaskedOptions):
-    """Options of distillation."""
+class DistilledOptions(StudentOptions, MaskedOptions):
+    """Options of masked language modelling with a teacher."""
 
     objective = "distilled"
     # A student begins with parameters of its teacher.
     has_pretrained_start = True
-    distillation: groups.Distillation = groups.Distillation()
+    distillation: TripleLoss = TripleLoss()
 
     def check_run(self, run: Any) -> None:
         """Refuse a run whose student would start from two models or none."""
@@ -136,12 +151,13 @@ class PermutationOptions(TokenOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DenoisingOptions(TokenOptions):
+class DenoisingOptions(StudentOptions):
     """Options of denoising."""
 
     objective, data, scorer = "denoising", TextData, "seq2seq"
     metrics = ("perplexity", "loss")
     denoising: groups.Denoising = groups.Denoising()
+    distillation: Distillation = Distillation()
 
     def check_run(self, run: Any) -> None:
         """Refuse rows that are too short, and corruption that needs a decoder without an encoder."""
@@ -156,12 +172,13 @@ class DenoisingOptions(TokenOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextToTextOptions(TokenOptions):
+class TextToTextOptions(StudentOptions):
     """Options of text to text."""
 
     objective, data, scorer = "text_to_text", PairData, "seq2seq"
     metrics = ("perplexity", "loss")
     pairs: groups.Pairs = groups.Pairs()
+    distillation: Distillation = Distillation()
     labelled: groups.PairTables = groups.PairTables()
     denoising: groups.SourceMask = groups.SourceMask()
     chat: groups.Chat = groups.Chat()
@@ -174,11 +191,12 @@ class TextToTextOptions(TokenOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InstructionOptions(TokenOptions):
+class InstructionOptions(StudentOptions):
     """Options of fine-tuning on responses."""
 
     objective, data, scorer = "instruction", DialogueData, "seq2seq"
     metrics = ("perplexity", "loss")
+    distillation: Distillation = Distillation()
     labelled: groups.ExampleFileOptions = groups.ExampleFileOptions()
     chat: groups.Chat = groups.Chat()
 

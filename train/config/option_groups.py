@@ -163,34 +163,6 @@ class Pairs:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Distillation:
-    """Losses by which a student learns from its teacher (Sanh et al. 2019, section 2). Defaults: those of the released models."""
-
-    teacher: str = ""
-    """Run, folder of published weights, or hub:ID of the teacher."""
-    temperature: float = 2.0
-    """Temperature of both softmaxes in the soft loss, which is scaled by the square of it."""
-    soft: float = 5.0
-    """Weight of the soft loss, from the teacher's probabilities."""
-    masked: float = 2.0
-    """Weight of the loss of the masked tokens."""
-    cosine: float = 1.0
-    """Weight of the cosine loss between the last hidden states of both models."""
-    masked_only: bool = False
-    """Compute the soft and cosine losses only at masked tokens, instead of at all tokens."""
-    fresh: bool = False
-    """Start the student from random parameters, instead of from its teacher's embeddings, head and evenly spaced layers."""
-
-    def __post_init__(self) -> None:
-        finite = 0 < self.temperature < math.inf
-        require(finite, "distillation.temperature", self.temperature, "choose a temperature above 0")
-        for name in ("soft", "masked", "cosine"):
-            value = getattr(self, name)
-            require(0 <= value < math.inf, f"distillation.{name}", value, "choose 0 (off) or a weight")
-        require(self.soft + self.masked + self.cosine > 0, "distillation.soft", self.soft, "one of the weights must be above 0")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class RewardLoss:
     """Loss of a reward model (Ouyang et al. 2022, equation 1)."""
 

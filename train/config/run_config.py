@@ -10,10 +10,10 @@ from train.config.data_options import Data
 from train.config.declaration import AUTO_CHUNK, ObjectiveOptions, TokenOptions
 from train.config.lora_options import Lora
 from train.config.objectives import (
-    DistilledOptions,
     MaskedOptions,
     PermutationOptions,
     RolloutOptions,
+    StudentOptions,
 )
 from train.config.optim_options import Optim
 from train.config.option_groups import Selection, Spikes
@@ -246,8 +246,8 @@ class Run(Generic[Model, Options, DataOptions]):
 
     @property
     def teacher(self) -> str:
-        """Run or weights of the teacher; empty = the objective has none."""
-        return self.options.distillation.teacher if isinstance(self.options, DistilledOptions) else ""
+        """Run or weights of the teacher; empty = there is none."""
+        return self.options.distillation.teacher if isinstance(self.options, StudentOptions) else ""
 
     @property
     def rewards(self) -> tuple[str, ...]:

@@ -1,14 +1,16 @@
 """Losses as weighted sums, which the step divides once by their weights."""
 
+import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, Shaped
 
+from train.config.distillation_options import Divergence
 from train.engine.loss_chunks import traced_logits
 from zoo.batch import Batch, Output
 from zoo.models import Model
@@ -37,34 +39,9 @@ def token_losses(
 
     def losses(heads: tuple[Callable[[Array], Array]], hidden: Array, targets: Array) -> Array:
         (unembed,) = heads
-        logits = unembed(hidden).astype(jnp.float32)
-        # The log-normalizer over padding rows of the table is unchanged: their logits are -1e30.
-        log_z = log_sum_exp(logits)
-        at_target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        if smoothing == 0:
-            return log_z - at_target
-        is_entry = jnp.arange(logits.shape[-1]) < vocabulary
-        mean = jnp.where(is_entry, logits, 0).sum(-1) / vocabulary
-        return log_z - (1 - smoothing) * at_target - smoothing * mean
+        return _cross_entropy(unembed(hidden).astype(jnp.float32), targets, vocabulary, smoothing)
 
     return _by_chunks(losses, (unembed,), hidden, targets, chunk=chunk)
-
-
-def summed_loss(
-    model: Model, params: Any, batch: Batch, *, seeds: Any, carry: Any, smoothing: float, chunk: int
-) -> tuple[Float[Array, ""], Output]:
-    """Return the cross-entropy in nats of a batch's predictions, summed with their weights, and the model's output."""
-    assert batch.targets is not None and batch.weights is not None
-    out = model.apply(params, batch, seeds=seeds, carry=carry)
-    nats = token_losses(
-        Partial(model.unembed, params),
-        task_heads.predicting_states(out, batch),
-        batch.targets,
-        vocabulary=model.config.vocab,
-        smoothing=smoothing,
-        chunk=chunk,
-    )
-    return (nats * batch.weights).sum(), out
 
 
 def model_terms(out: Output) -> dict[str, Float[Array, ""]]:
@@ -105,33 +82,95 @@ def pair_loss(model: Model, params: Any, out: Output, batch: Batch, seeds: Any) 
     return class_losses(model.sequence_logits(params, task_heads.sequence_summaries(out, batch), seeds), batch.labels).sum()
 
 
+@dataclasses.dataclass(frozen=True)
+class SoftLoss:
+    """The divergence of a student's probabilities from those of its teacher, both softmaxes at a temperature."""
+
+    divergence: Divergence
+    beta: float
+    """Weight of the teacher in the mixture of jsd."""
+    temperature: float
+
+    def __call__(self, logits: Float[Array, "*B V"], teacher_logits: Float[Array, "*B V"]) -> Float[Array, "*B"]:
+        """Return the divergence in nats at each position; the teacher gets no gradient (Agarwal et al. 2024, section 2)."""
+        student = _log_softmax(logits / self.temperature)
+        teacher = _log_softmax(jax.lax.stop_gradient(teacher_logits) / self.temperature)
+        if self.divergence == "forward_kl":
+            return _kl(teacher, student)
+        if self.divergence == "reverse_kl":
+            return _kl(student, teacher)
+        mixture = jnp.logaddexp(teacher + math.log(self.beta), student + math.log1p(-self.beta))
+        return self.beta * _kl(teacher, mixture) + (1 - self.beta) * _kl(student, mixture)
+
+
 def distillation_losses(
     student: Callable[[Array], Array],
     teacher: Callable[[Array], Array],
     hidden: Float[Array, "B T D"],
     teacher_hidden: Float[Array, "B T E"],
     *,
-    temperature: float,
+    soft: SoftLoss,
     chunk: int = 0,
 ) -> Float[Array, "B T"]:
-    """Return KL(teacher || student) in nats at each position, float32, both softmaxes at `temperature`.
+    """Return the divergence in nats of the student from the teacher at each position, float32.
 
-    Hinton et al. 2015, section 2. `student(hidden)` and `teacher(teacher_hidden)` are logits [B, T, rows]. The teacher gets no
-    gradient. `chunk` as in `token_losses`.
+    `student(hidden)` and `teacher(teacher_hidden)` are logits [B, T, rows]. `chunk` as in `token_losses`.
     """
 
     def losses(heads: tuple[Callable[[Array], Array], Callable[[Array], Array]], hidden: Array, teacher_hidden: Array) -> Array:
         student, teacher = heads
-        student_log_p = jax.nn.log_softmax(student(hidden).astype(jnp.float32) / temperature)
-        teacher_log_p = jax.nn.log_softmax(jax.lax.stop_gradient(teacher(teacher_hidden)).astype(jnp.float32) / temperature)
-        return (jnp.exp(teacher_log_p) * (teacher_log_p - student_log_p)).sum(-1)
+        return soft(student(hidden).astype(jnp.float32), teacher(teacher_hidden).astype(jnp.float32))
 
     return _by_chunks(losses, (student, teacher), hidden, teacher_hidden, chunk=chunk)
 
 
+def target_and_distillation_losses(
+    student: Callable[[Array], Array],
+    teacher: Callable[[Array], Array],
+    hidden: Float[Array, "B P D"],
+    teacher_hidden: Float[Array, "B P E"],
+    targets: Int[Array, "B P"],
+    *,
+    soft: SoftLoss,
+    vocabulary: int,
+    smoothing: float,
+    chunk: int = 0,
+) -> tuple[Float[Array, "B P"], Float[Array, "B P"]]:
+    """Return (`token_losses` of the student, `distillation_losses`), for which its logits are computed once."""
+
+    def losses(heads: tuple[Callable[[Array], Array], Callable[[Array], Array]], *arrays: Array) -> Array:
+        (student, teacher), (hidden, teacher_hidden, targets) = heads, arrays
+        logits = student(hidden).astype(jnp.float32)
+        nats = _cross_entropy(logits, targets, vocabulary, smoothing)
+        return jnp.stack([nats, soft(logits, teacher(teacher_hidden).astype(jnp.float32))], axis=-1)  # [B, P, 2]
+
+    both = _by_chunks(losses, (student, teacher), hidden, teacher_hidden, targets, chunk=chunk)
+    return both[..., 0], both[..., 1]
+
+
+def _cross_entropy(logits: Array, targets: Array, vocabulary: int, smoothing: float) -> Array:
+    # The log-normalizer over padding rows of the table is unchanged: their logits are -1e30.
+    log_z = log_sum_exp(logits)
+    at_target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    if smoothing == 0:
+        return log_z - at_target
+    is_entry = jnp.arange(logits.shape[-1]) < vocabulary
+    mean = jnp.where(is_entry, logits, 0).sum(-1) / vocabulary
+    return log_z - (1 - smoothing) * at_target - smoothing * mean
+
+
+def _log_softmax(logits: Array) -> Array:
+    return logits - log_sum_exp(logits)[..., None]
+
+
+def _kl(log_p: Array, log_q: Array) -> Array:
+    """Return KL(p || q). Entries of probability 0 have finite logarithms."""
+    return (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
+
+
 def _by_chunks(
     losses: Callable[..., Array], heads: tuple[Callable[[Array], Array], ...], *arrays: Shaped[Array, "B T ..."], chunk: int
-) -> Float[Array, "B T"]:
+) -> Float[Array, "B T ..."]:
     """Return losses(heads, *arrays), computed for `chunk` positions at a time in both passes; 0 = all at once.
 
     The first arrays are the hidden states that the heads compute logits from.
@@ -155,5 +194,6 @@ def _split_chunks(x: Array, chunk: int) -> Array:
     return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)  # [N, B, chunk, ...]
 
 
-def _join_chunks(chunks: Float[Array, "N B C"]) -> Float[Array, "B T"]:
-    return jnp.moveaxis(chunks, 0, 1).reshape(chunks.shape[1], -1)  # [B, N * C]
+def _join_chunks(chunks: Float[Array, "N B C ..."]) -> Float[Array, "B T ..."]:
+    count, rows, size = chunks.shape[:3]
+    return jnp.moveaxis(chunks, 0, 1).reshape(rows, count * size, *chunks.shape[3:])  # [B, N * C, ...]

@@ -15,9 +15,12 @@ from train.objectives.base import Objective
 from zoo import configs, models, plugins
 from zoo.errors import require
 
+BASES = ("base", "student")
+"""Modules of base classes."""
+
 
 def objectives() -> list[str]:
-    """Return the names of the zoo's own objectives: the modules of this folder and of `feedback`, apart from their base class."""
+    """Return the names of the zoo's own objectives: the modules of this folder and of `feedback`, apart from base classes."""
     return sorted(_modules())
 
 
@@ -38,12 +41,16 @@ def check_run(run: Run) -> None:
     """Refuse a run whose configuration alone shows that its objective cannot train its model with its options.
 
     Raises:
-        BadInput: the family does not support the objective, or an error of the declaration's `check_run`.
+        BadInput: the family does not support the objective, an objective of a plug-in ignores the teacher, or an error of the
+            declaration's `check_run`.
     """
     supported = supported_objectives(run)
     fix = f"{configs.family_of(run.model)} is trained with {', '.join(supported)}; choose the recipe of another family"
     require(run.objective in supported, "objective", run.objective, fix)
     run.options.check_run(run)
+    fix = f"{run.objective} computes its loss without one; leave it out"
+    has_use = not run.teacher or objective(run.objective).learns_from_teacher()
+    require(has_use, "distillation.teacher", run.teacher, fix)
 
 
 def supported_objectives(run: Run) -> tuple[str, ...]:
@@ -59,4 +66,4 @@ def _modules() -> dict[str, str]:
     """Return the module of each of the zoo's own objectives by its name."""
     folders = {f"{__name__}.": __path__, f"{__name__}.feedback.": [f"{path}/feedback" for path in __path__]}
     modules = [info for prefix, paths in folders.items() for info in pkgutil.iter_modules(paths, prefix) if not info.ispkg]
-    return {name: info.name for info in modules if (name := info.name.rpartition(".")[2]) != "base"}
+    return {name: info.name for info in modules if (name := info.name.rpartition(".")[2]) not in BASES}

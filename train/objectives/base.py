@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.tree_util import Partial
 from jaxtyping import Int, Int64
 
 from train.config.declaration import ObjectiveOptions
 from train.config.run_config import Run
-from train.engine.losses import model_terms, pair_loss, summed_loss
+from train.engine.losses import model_terms, pair_loss, token_losses
 from train.engine.state_init import TrainedParams
 from train.rows import batch_counts
 from train.rows.batch_feed import Feed, FeedSource, data_feed
@@ -24,8 +25,9 @@ from train.rows.mixture import Component, Mixture
 from train.rows.row_source import RowSource
 from train.rows.token_cache import Tokens
 from train.tokenizers.tokenizer import Tokenizer
-from zoo.batch import IGNORED, Batch
+from zoo.batch import IGNORED, Batch, Output
 from zoo.models import Model
+from zoo.nn import task_heads
 
 
 class Objective(abc.ABC):
@@ -38,8 +40,8 @@ class Objective(abc.ABC):
     """
 
     OPTIONS: ClassVar[type[ObjectiveOptions]]
-    """Declaration of the objective: its name, which is also that of its file and of the main term of its loss; the kind of its
-    data; its options, scorer and metrics."""
+    """Declaration of the objective: its name, which is also that of its file; the kind of its data; its options, scorer and
+    metrics."""
     HAS_DROPOUT: ClassVar[bool] = True
     """False if the loss is computed without dropout."""
 
@@ -147,6 +149,11 @@ class Objective(abc.ABC):
         """Return the objective as `bind` does, with shapes and shardings instead of arrays, for a step that is only compiled."""
         return cls.bind(run, mesh)
 
+    @classmethod
+    def learns_from_teacher(cls) -> bool:
+        """Return whether the loss has the terms of a teacher, if a run has one; False by default."""
+        return False
+
     # --- On the devices ---
 
     def frozen_inputs(self) -> Any:
@@ -199,6 +206,11 @@ class Objective(abc.ABC):
         """
         return batch
 
+    @property
+    def target_term(self) -> str:
+        """The name of the main term of the loss, by default that of the objective."""
+        return self.OPTIONS.objective
+
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Return the divisor of each term of the loss, float32 [].
 
@@ -206,7 +218,7 @@ class Objective(abc.ABC):
         of all devices before it divides, so that a loss does not depend on their number.
         """
         assert batch.weights is not None
-        counted = {self.OPTIONS.objective: batch.weights.sum()}
+        counted = {self.target_term: batch.weights.sum()}
         return counted if batch.labels is None else {**counted, "next": jnp.float32(batch.labels != IGNORED).sum()}
 
     def loss(
@@ -228,9 +240,29 @@ class Objective(abc.ABC):
             smoothing: share of the uniform distribution in the targets (Szegedy et al. 2016, section 7).
             chunk: number of predictions per row whose logits are computed at a time; 0 = all.
         """
-        nats, out = summed_loss(model, params, batch, seeds=seeds, carry=carry, smoothing=smoothing, chunk=chunk)
+        out = model.apply(params, batch, seeds=seeds, carry=carry)
+        terms = self.token_terms(model, params, out, batch, frozen, smoothing=smoothing, chunk=chunk)
         pairs = {} if batch.labels is None else {"next": pair_loss(model, params, out, batch, seeds)}
-        return {self.OPTIONS.objective: nats, **pairs, **model_terms(out)}, out.carry
+        return {**terms, **pairs, **model_terms(out)}, out.carry
+
+    def token_terms(
+        self, model: Model, params: Any, out: Output, batch: Batch, frozen: Any, *, smoothing: float, chunk: int
+    ) -> dict[str, jax.Array]:
+        """Return the terms of `loss` that are about tokens: by default the weighted cross-entropy of the batch's targets.
+
+        Args:
+            out: output of the model for the batch.
+        """
+        assert batch.targets is not None and batch.weights is not None
+        nats = token_losses(
+            Partial(model.unembed, params),
+            task_heads.predicting_states(out, batch),
+            batch.targets,
+            vocabulary=model.config.vocab,
+            smoothing=smoothing,
+            chunk=chunk,
+        )
+        return {self.target_term: (nats * batch.weights).sum()}
 
     def feed(self, source: FeedSource, first: int) -> AbstractContextManager[Feed]:
         """Return the batches of a run from step `first` on: by default those of the data, which do not depend on the state.

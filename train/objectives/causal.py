@@ -7,7 +7,7 @@ from jaxtyping import Int64
 
 from train.config.objectives import CausalOptions
 from train.config.run_config import Run
-from train.objectives.base import Objective
+from train.objectives.student import StudentObjective
 from train.rows import lm_rows
 from train.rows.batches import Build
 from train.rows.lm_rows import LmRow, LmRows
@@ -15,7 +15,7 @@ from train.rows.token_cache import Tokens
 from train.tokenizers.tokenizer import Tokenizer
 
 
-class Causal(Objective):
+class Causal(StudentObjective):
     """Prediction of the next token at each token of a text."""
 
     OPTIONS = CausalOptions

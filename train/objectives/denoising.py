@@ -12,7 +12,7 @@ from jaxtyping import Int, Int64
 from train.config.objectives import DenoisingOptions
 from train.config.option_groups import MEAN_SPAN, Denoising
 from train.config.run_config import Run
-from train.objectives.base import Objective
+from train.objectives.student import StudentObjective
 from train.rows import batch_counts, lm_rows, seq2seq_rows
 from train.rows.batches import Build
 from train.rows.lm_rows import LmRow, LmRows
@@ -26,7 +26,7 @@ from zoo.batch import Batch
 from zoo.errors import BadInput
 
 
-class Denoised(Objective):
+class Denoised(StudentObjective):
     """Prediction of the removed spans of a text, or of the original text."""
 
     OPTIONS = DenoisingOptions

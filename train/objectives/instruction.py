@@ -8,14 +8,14 @@ from jaxtyping import Int, Int64
 
 from train.config.objectives import InstructionOptions
 from train.config.run_config import Run
-from train.objectives.base import Objective
+from train.objectives.student import StudentObjective
 from train.rows.batches import Build
 from train.rows.instruction_rows import PackedDialogue, dialogue_row
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
 
 
-class Instruction(Objective):
+class Instruction(StudentObjective):
     """Prediction of the tokens of each response and of the end mark after it, from the prompt and the response so far.
 
     The loss is the mean over the counted tokens of the global batch, so a long response weighs more than a short one.

@@ -8,14 +8,14 @@ from jaxtyping import Int64
 
 from train.config.objectives import TextToTextOptions
 from train.config.run_config import Run
-from train.objectives.base import Objective
+from train.objectives.student import StudentObjective
 from train.rows import seq2seq_rows
 from train.rows.batches import Build
 from train.rows.seq2seq_rows import PackedPair, text_special_tokens_of
 from train.tokenizers.tokenizer import Tokenizer
 
 
-class TextToText(Objective):
+class TextToText(StudentObjective):
     """Prediction of the target text of each source text."""
 
     OPTIONS = TextToTextOptions

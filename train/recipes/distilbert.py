@@ -3,8 +3,9 @@
 import dataclasses
 
 from train.config.data_options import EncoderData
+from train.config.distillation_options import TripleLoss
 from train.config.objectives import DistilledOptions
-from train.config.option_groups import Distillation, Masking
+from train.config.option_groups import Masking
 from train.config.provenance import provenance
 from train.config.run_config import Checkpoint, Log, Optim, Run, Tokenizer
 from zoo import configs
@@ -26,7 +27,7 @@ def distilbert_nano() -> Run:
         steps=400,
         data=EncoderData(length=model.context, batch=16, rows="full_sentences"),
         tokenizer=Tokenizer(kind="wordpiece", vocab=model.vocab),
-        options=DistilledOptions(masking=Masking(rare=0.7), distillation=Distillation(teacher="runs/bert-nano")),
+        options=DistilledOptions(masking=Masking(rare=0.7), distillation=TripleLoss(teacher="runs/bert-nano")),
         optim=Optim(lr=5e-4, warmup=20, schedule="linear", final=0.0, b2=0.98, eps=1e-6, weight_decay=0.0, clip=5.0),
         checkpoint=Checkpoint(every=100),
         log=Log(every=10, validate_every=100, samples=0),
@@ -64,7 +65,7 @@ def distilbert() -> Run:
         data=EncoderData(length=model.context, batch=4_000, rows="full_sentences"),
         tokenizer=Tokenizer(kind="wordpiece", vocab=model.vocab),
         options=DistilledOptions(
-            masking=Masking(rare=0.7), distillation=Distillation(teacher="models/bert-base-uncased"), loss_chunk=64
+            masking=Masking(rare=0.7), distillation=TripleLoss(teacher="models/bert-base-uncased"), loss_chunk=64
         ),
         optim=Optim(lr=5e-4, warmup=300, schedule="linear", final=0.0, b2=0.98, eps=1e-6, weight_decay=0.0, clip=5.0),
         accumulate=50,

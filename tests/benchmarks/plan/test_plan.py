@@ -28,8 +28,8 @@ from tests.support.small import small as tiny_model
 from train import recipes
 from train.config import run_config
 from train.config.data_options import CausalData, PromptData
+from train.config.distillation_options import TripleLoss
 from train.config.objectives import PolicyGradientOptions
-from train.config.option_groups import Distillation
 from train.config.policy_gradient_options import PolicyGradientLoss
 from train.config.rollout_options import Rollout
 from train.config.run_config import Mesh
@@ -175,7 +175,7 @@ def test_plans_are_cached_only_for_the_same_request(monkeypatch: pytest.MonkeyPa
     tuning.write_text('{"device": "cpu", "versions": {}, "rows": []}')
     keys.append(key())
     teacher = tmp_path / "bert-nano"
-    student = tiny.with_options(recipes.find_recipe("distilbert-nano")(), distillation=Distillation(teacher=str(teacher)))
+    student = tiny.with_options(recipes.find_recipe("distilbert-nano")(), distillation=TripleLoss(teacher=str(teacher)))
     keys.append(key(student))
     teacher.mkdir()
     (teacher / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 300, "num_hidden_layers": 3}))
@@ -369,7 +369,7 @@ def test_a_search_continues_where_it_was(capsys: pytest.CaptureFixture[str]) -> 
     assert "the best of 1 that fit" in capsys.readouterr().out
 
 
-NOBODY = Distillation(teacher="runs/nobody")
+NOBODY = TripleLoss(teacher="runs/nobody")
 REFUSED: list[tuple[Callable[[], run_config.Run], compile_program.Mode, str]] = [
     (lambda: small(mesh=Mesh(data=3)), "train", "--mesh data=3 fsdp=1 tensor=1: does not multiply to the 8 devices"),
     (lambda: small(engine="pmap"), "train", "--engine pmap: .*; choose jit"),

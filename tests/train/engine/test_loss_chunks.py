@@ -21,7 +21,7 @@ from train.config.from_json import from_json
 from train.config.objectives import CausalOptions
 from train.config.run_config import Mesh
 from train.engine import device_mesh, loss_chunks
-from train.engine.losses import distillation_losses, token_losses
+from train.engine.losses import SoftLoss, distillation_losses, token_losses
 from train.inputs import synthetic_batch
 from train.objectives.causal import Causal
 from train.parametrization import parametrization_of
@@ -100,7 +100,7 @@ def test_a_distillation_has_the_logits_of_both_models() -> None:
     heads = [Partial(lambda table, h: tied_logits(h, table, VOCABULARY), table[:, :width]) for width in (16, 8)]
     hidden = [jnp.ones((B, T, width)) for width in (16, 8)]
     with loss_chunks.record_logits() as traced:
-        distillation_losses(heads[0], heads[1], *hidden, temperature=2.0, chunk=AUTO_CHUNK)
+        distillation_losses(heads[0], heads[1], *hidden, soft=SoftLoss("forward_kl", 0.5, 2.0), chunk=AUTO_CHUNK)
     assert [logits.bytes for logits in traced] == [2 * B * T * ROWS * loss_chunks.BYTES["cpu"]]
 
 

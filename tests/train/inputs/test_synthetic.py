@@ -15,9 +15,9 @@ from tests.support import labelled_files, tiny
 from tests.support.processes import ROOT
 from train import recipes
 from train.config import run_config
+from train.config.distillation_options import TripleLoss
 from train.config.dpo_options import Dpo
 from train.config.kto_options import Kto
-from train.config.option_groups import Distillation
 from train.inputs import run_inputs, synthetic_batch
 from train.rows.batches import Batches
 from train.run.run_dir import RunDir
@@ -64,7 +64,7 @@ def with_data(run: run_config.Run, files: Path) -> run_config.Run:
     wider = {"context": length} if getattr(run.model, "context", None) in range(length) else {}
     model = dataclasses.replace(run.model, vocab=max(512, run.model.vocab), **wider)
     run = dataclasses.replace(run, accumulate=1, data=data, model=model)
-    run = tiny.with_options(run, distillation=Distillation()) if run.teacher else run
+    run = tiny.with_options(run, distillation=TripleLoss()) if run.teacher else run
     other = "labelled" if run.recipe.startswith("fine") else "text"
     kinds = {"denoising": "text", "text_to_text": "pairs", "instruction": "instruction"}
     kinds |= {"preference": "preference", "dpo": "preference", "kto": "kto", "policy_gradient": "prompts", "ppo": "prompts"}

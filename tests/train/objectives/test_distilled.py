@@ -14,10 +14,10 @@ from tests.support import tiny
 from tests.support.small import random_params, small
 from train.config import run_config
 from train.config.data_options import EncoderData
-from train.config.option_groups import Distillation
+from train.config.distillation_options import TripleLoss
 from train.engine import device_mesh, optim, state_init
-from train.objectives import distilled
 from train.objectives.distilled import Distilled, student_layers
+from train.weights.teacher import Teacher, check_teacher
 from zoo.batch import Batch
 from zoo.errors import BadInput
 
@@ -42,13 +42,24 @@ def pair(**chosen: Any) -> tuple[Any, Any, Distilled]:
     """(student, its parameters, the objective with a teacher)."""
     teacher, student = small("bert", layers=4), small("distilbert")
     given = random_params(teacher)
-    goal = Distilled(teacher=teacher, frozen=given, options=Distillation(teacher="x", **chosen), teacher_params=given, mesh=MESH)
-    return student, random_params(student), goal
+    options = TripleLoss(teacher="x", **chosen)
+    return student, random_params(student), Distilled(Teacher(teacher, given, options, None if options.fresh else given, MESH))
+
+
+def teacher_of(goal: Distilled) -> Teacher:
+    assert goal.teacher is not None
+    return goal.teacher
+
+
+def options_of(goal: Distilled) -> TripleLoss:
+    options = teacher_of(goal).options
+    assert isinstance(options, TripleLoss)
+    return options
 
 
 def losses(student: Any, params: Any, goal: Distilled, chunk: int) -> dict[str, float]:
     options = dict(seeds=None, carry={}, smoothing=0.0, chunk=chunk)
-    terms, _ = jax.jit(lambda p, f: goal.loss(student, p, batch(), f, **options))(params, goal.frozen)
+    terms, _ = jax.jit(lambda p, f: goal.loss(student, p, batch(), f, **options))(params, goal.frozen_inputs())
     weights = goal.weights(batch())
     return {name: float(terms[name] / weights[name]) for name in terms}
 
@@ -62,11 +73,11 @@ def outputs() -> list[tuple[np.ndarray, np.ndarray]]:
         hidden = net.apply(params, batch()).hidden
         return net.unembed(params, hidden)[..., :300], hidden
 
-    both = ((student, params), (goal.teacher, goal.frozen))
+    both = ((student, params), (teacher_of(goal).model, goal.frozen_inputs()))
     return [jax.tree.map(np.float64, jax.jit(output, static_argnums=0)(*of)) for of in both]
 
 
-def by_hand(chosen: Distillation, at: np.ndarray) -> dict[str, float]:
+def by_hand(chosen: TripleLoss, at: np.ndarray) -> dict[str, float]:
     """The three losses in float64 from both models' logits and hidden states; `at` says where the teacher is followed."""
 
     def log_softmax(x: np.ndarray) -> np.ndarray:
@@ -95,10 +106,12 @@ def test_the_triple_loss_is_its_definition(masked_only: bool, chunk: int) -> Non
         at = np.zeros_like(at)
         at[0, [2, 5]] = at[1, 1] = True
     computed = losses(student, params, goal, chunk)
-    assert computed == pytest.approx(by_hand(goal.options, at), rel=2e-5)
+    assert computed == pytest.approx(by_hand(options_of(goal), at), rel=2e-5)
     # Padding that counted, or another temperature, would be seen.
-    assert computed["soft"] != pytest.approx(by_hand(goal.options, np.ones_like(at))["soft"], rel=1e-3)
-    assert computed["soft"] != pytest.approx(by_hand(dataclasses.replace(goal.options, temperature=2.0), at)["soft"], rel=1e-3)
+    assert computed["soft"] != pytest.approx(by_hand(options_of(goal), np.ones_like(at))["soft"], rel=1e-3)
+    assert computed["soft"] != pytest.approx(
+        by_hand(dataclasses.replace(options_of(goal), temperature=2.0), at)["soft"], rel=1e-3
+    )
 
 
 @pytest.mark.full
@@ -110,13 +123,13 @@ def test_the_teacher_gets_no_gradient_and_the_student_the_true_one() -> None:
         weights = goal.weights(batch())
         return sum(terms[name] / weights[name] for name in terms)
 
-    ours, theirs = jax.jit(jax.grad(total, argnums=(0, 1)))(params, goal.frozen)
+    ours, theirs = jax.jit(jax.grad(total, argnums=(0, 1)))(params, goal.frozen_inputs())
     assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(theirs))
     # Along a direction, against a difference quotient.
     rng = np.random.default_rng(1)
     step = jax.tree.map(lambda leaf: jnp.float32(rng.standard_normal(leaf.shape)), params)
     h = 1e-3
-    there, back = (jax.jit(total)(jax.tree.map(lambda p, s, k=k: p + k * s, params, step), goal.frozen) for k in (h, -h))
+    there, back = (jax.jit(total)(jax.tree.map(lambda p, s, k=k: p + k * s, params, step), goal.frozen_inputs()) for k in (h, -h))
     slope = sum(float((g * s).sum()) for g, s in zip(jax.tree.leaves(ours), jax.tree.leaves(step), strict=True))
     assert float(there - back) / (2 * h) == pytest.approx(slope, rel=2e-2)
 
@@ -127,11 +140,11 @@ def test_a_student_begins_as_its_teacher() -> None:
     begun = goal.initial_params(student, None)
     assert jax.tree.structure(begun) == jax.tree.structure(params)
     for path in (("embed", "tokens", "embedding"), ("embed", "norm", "scale"), ("masked", "dense", "kernel")):
-        ours, theirs = begun, goal.teacher_params
+        ours, theirs = begun, teacher_of(goal).params
         for name in path:
             ours, theirs = ours[name], theirs[name]
         np.testing.assert_array_equal(ours, theirs)
-    kernel = goal.teacher_params["layers"]["mlp"]["up"]["kernel"]
+    kernel = teacher_of(goal).params["layers"]["mlp"]["up"]["kernel"]
     np.testing.assert_array_equal(begun["layers"]["mlp"]["up"]["kernel"], kernel[np.array([0, 3])])
     assert goal.initial_params(student, params) is params
 
@@ -141,7 +154,7 @@ def test_a_student_takes_no_layers_from_a_part_of_its_teachers() -> None:
     """ModernBERT's stack lacks the first layer, so that numbers of layers would name others, and the last be clamped."""
     teacher, student = small("modernbert", layers=4), small("distilbert")
     given = random_params(teacher)
-    goal = Distilled(teacher=teacher, frozen=given, options=Distillation(teacher="x"), teacher_params=given, mesh=MESH)
+    goal = Distilled(Teacher(teacher, given, TripleLoss(teacher="x"), given, MESH))
     begun, kernel = goal.initial_params(student, None), given["layers"]["attention"]["qkv"]["kernel"]
     assert begun["layers"]["attention"]["qkv"]["kernel"].shape == kernel[jnp.array([0, 3])].shape
     # Fresh kernels are cut off at 0.04.
@@ -153,16 +166,17 @@ def test_a_fresh_student_begins_with_the_random_parameters_of_its_seed() -> None
     student, params, goal = pair(fresh=True)
     assert goal.initial_params(student, None) is None
     assert goal.initial_params(student, params) is params
-    run = tiny.run("distilled", model=student.config, distillation=goal.options, data=EncoderData(length=8, batch=8))
+    run = tiny.run("distilled", model=student.config, distillation=options_of(goal), data=EncoderData(length=8, batch=8))
     tx = optim.make_optimizer(run.optim)
     begun = state_init.init_state(run, student, tx, MESH, goal.initial_params(student, None)).params
     # Two programs may round the last bits of a random number differently.
     chex.assert_trees_all_close(begun, jax.jit(student.init)(jax.random.key(run.seed)), rtol=1e-6)
     # It may be deeper than its teacher, but cannot also start from other weights.
     deeper = dataclasses.replace(run, model=dataclasses.replace(run.model, layers=5))
-    distilled._check(deeper, goal.teacher.config)
+    check_teacher(deeper, teacher_of(goal).model.config, has_head=True)
+    copying = tiny.with_options(deeper, distillation=TripleLoss(teacher="x"))
     with pytest.raises(BadInput, match=r"--model\.layers 5: it starts from the layers of its teacher, which has 4"):
-        distilled._check(tiny.with_options(deeper, distillation=Distillation(teacher="x")), goal.teacher.config)
+        check_teacher(copying, teacher_of(goal).model.config, has_head=True)
     with pytest.raises(BadInput, match=r"--distillation\.fresh True: the student starts from --init x"):
         run.options.check_run(dataclasses.replace(run, init="x"))
 
@@ -170,4 +184,4 @@ def test_a_fresh_student_begins_with_the_random_parameters_of_its_seed() -> None
 def test_flops_are_those_of_both_models() -> None:
     student, _, goal = pair()
     everywhere = dataclasses.replace(batch(), predict_at=None)
-    assert goal.flops(student, batch()) == 3 * student.flops(everywhere) + goal.teacher.flops(everywhere)
+    assert goal.flops(student, batch()) == 3 * student.flops(everywhere) + teacher_of(goal).model.flops(everywhere)

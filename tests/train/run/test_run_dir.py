@@ -19,10 +19,11 @@ from tests.support.processes import ROOT
 from tests.support.runs import small_files
 from train.checkpoints import disk_space
 from train.config.data_options import CausalData, EncoderData
+from train.config.distillation_options import TripleLoss
 from train.config.find_objective import with_objective
 from train.config.lora_options import Lora
 from train.config.objectives import OPTIONS, CausalOptions, DistilledOptions
-from train.config.option_groups import Distillation, Masking, Selection, Spikes
+from train.config.option_groups import Masking, Selection, Spikes
 from train.config.run_config import (
     Checkpoint,
     Log,
@@ -205,7 +206,7 @@ def test_the_options_of_every_objective_come_back_without_those_of_others(object
 
 
 def test_another_objective_keeps_the_options_that_both_have() -> None:
-    options = DistilledOptions(masking=Masking(rate=0.3), distillation=Distillation(soft=1.0), loss_chunk=8)
+    options = DistilledOptions(masking=Masking(rate=0.3), distillation=TripleLoss(soft=1.0), loss_chunk=8)
     run = Run(recipe="a", model=NANO, options=options, data=EncoderData(rows="doc_sentences", field="a"))
     masked = with_objective(run, "masked")
     assert (masked.options.masking, masked.options.loss_chunk, masked.data) == (options.masking, 8, run.data)
@@ -300,7 +301,7 @@ def test_where_and_how_a_run_is_computed_may_change_and_everything_else_makes_an
     for field, value, line in MAKES_ANOTHER:
         assert identity_differences(RUN, dataclasses.replace(RUN, **{field: value})) == [line]
     student = dataclasses.replace(RUN, options=(options := DistilledOptions()), data=options.data())
-    other = dataclasses.replace(options, masking=Masking(rate=0.3), distillation=Distillation(soft=1.0))
+    other = dataclasses.replace(options, masking=Masking(rate=0.3), distillation=TripleLoss(soft=1.0))
     lines = ["masking.rate: 0.15 before, 0.3 now", "distillation.soft: 5.0 before, 1.0 now"]
     assert identity_differences(student, dataclasses.replace(student, options=other)) == lines
     assert "objective: causal before, distilled now" in identity_differences(RUN, student)
