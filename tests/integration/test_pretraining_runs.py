@@ -203,7 +203,8 @@ REFUSED = {
     "distilbert --distillation.teacher=": r"--distillation\.teacher : name the run or the weights to learn from$",
     "distilbert --distillation.teacher gpt": r"--distillation\.teacher gpt: it has no head for masked tokens",
     "distilbert --model.width 64": r"--model\.width 64: it starts .*, which has 32; choose the same, or --distillation\.fresh$",
-    "distilbert --tokenizer.path runs/roberta/tokenizer": r"--distillation\.teacher runs/bert: it has another tokenizer",
+    "distilbert --tokenizer.path runs/roberta/tokenizer": r"--distillation\.teacher runs/bert: it has another tokenizer \(300 "
+    r"entries, and the student's 300; token 0 is '\[PAD\]' there and '<s>' in the student's\); remove --tokenizer\.path",
     "gpt-student --distillation.soft 0 --distillation.cosine 0": r"--distillation\.soft 0\.0: nothing is learned",
     "gpt-student --distillation.teacher runs/bert": r"--distillation\.teacher runs/bert: it has no head for the tokens of causal",
     "xlnet --model.task sequence": "--model.task sequence: the text of permutation has no labels; choose a recipe of finetune",

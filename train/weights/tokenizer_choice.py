@@ -36,11 +36,26 @@ def existing_tokenizer(run: run_config.Run, folder: RunDir) -> Tokenizer | None:
     else:
         return None
     # Scoring a student does not need its teacher, which may be absent then.
-    if teacher and not folder.is_resumable and tokenizer_of(teacher).fingerprint != tokenizer.fingerprint:
-        raise BadInput(
-            f"--distillation.teacher {teacher}: it has another tokenizer; remove --tokenizer.path and --init to use the teacher's"
-        )
+    if teacher and not folder.is_resumable:
+        _check_teacher_tokenizer(teacher, tokenizer)
     return tokenizer
+
+
+def _check_teacher_tokenizer(teacher: str, tokenizer: Tokenizer) -> None:
+    """Refuse a teacher whose probabilities are not those of the student's tokens, naming the first entry that differs."""
+    if (other := tokenizer_of(teacher)).fingerprint == tokenizer.fingerprint:
+        return
+    sizes = other.vocab_size, tokenizer.vocab_size
+    entries, own = (kind.entries(range(kind.vocab_size)) for kind in (other, tokenizer))
+    number = next((number for number, pair in enumerate(zip(entries, own, strict=False)) if pair[0] != pair[1]), min(sizes))
+    if entries == own:
+        difference = f"it splits or normalizes text in another way, with the same {sizes[0]:,} entries"
+    else:
+        theirs_and_own = [repr(names[number]) if number < len(names) else "missing" for names in (entries, own)]
+        first = f"token {number} is {theirs_and_own[0]} there and {theirs_and_own[1]} in the student's"
+        difference = f"{sizes[0]:,} entries, and the student's {sizes[1]:,}; {first}"
+    fix = "remove --tokenizer.path and --init to use the teacher's"
+    raise BadInput(f"--distillation.teacher {teacher}: it has another tokenizer ({difference}); {fix}")
 
 
 def check_vocabulary(run: run_config.Run, tokenizer: Tokenizer) -> None:
