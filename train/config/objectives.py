@@ -115,13 +115,14 @@ class DistilledOptions(StudentOptions, MaskedOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PermutationOptions(TokenOptions):
+class PermutationOptions(StudentOptions):
     """Options of permutation language modelling."""
 
     objective, data, scorer = "permutation", TextData, "masked_lm"
     metrics = WORD_METRICS
     permutation: groups.Permutation = groups.Permutation()
     masking: groups.Replacement = groups.Replacement()
+    distillation: Distillation = Distillation()
 
     def check_run(self, run: Any) -> None:
         """Refuse a model that predicts no tokens, and rows whose parts do not hold their targets or do not follow each other."""

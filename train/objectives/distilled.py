@@ -34,7 +34,7 @@ class Distilled(StudentObjective, Masked):
     def initial_params(self, model: Model, params: Any) -> Any:
         """Return `params`, or if None the teacher's embeddings, head, and evenly spaced layers, including the first and the last.
 
-        A teacher that has its layers in several stacks gives its embeddings and head alone.
+        A teacher that has its layers in several stacks gives its embeddings and head alone, and such a student takes no others.
 
         From 12 layers, a student of 6 takes 0, 2, 4, 7, 9 and 11, as the released one did. With `fresh` the result is `params` in
         either case: None stands for random parameters.

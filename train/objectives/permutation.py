@@ -9,7 +9,7 @@ from jaxtyping import Int64
 
 from train.config.objectives import PermutationOptions
 from train.config.run_config import Run
-from train.objectives.base import Objective
+from train.objectives.student import StudentObjective
 from train.rows import continued_rows
 from train.rows.batches import Build
 from train.rows.continued_rows import NUM_SPECIAL_TOKENS, ContiguousRows, Window
@@ -24,7 +24,7 @@ PRETRAINING = "pretraining"
 """Task of a model that also has a next-sentence head (a row of the paper's Table 6)."""
 
 
-class Permuted(Objective):
+class Permuted(StudentObjective):
     """Prediction of tokens in a random order, and for pairs of texts whether the second one follows the first."""
 
     OPTIONS = PermutationOptions

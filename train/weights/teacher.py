@@ -20,6 +20,9 @@ from zoo.hf import hub
 from zoo.models import Model
 from zoo.precision import cast_params
 
+LM_HEADS = ("masked", "permutation", "pretraining")
+"""Tasks of encoders that have an LM head."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Teacher:
@@ -43,7 +46,7 @@ def load_teacher(run: Run, mesh: Mesh) -> Teacher:
     """
     options: Any = run.options.distillation
     loaded = load_model(options.teacher, mesh)
-    check_teacher(run, loaded.model.config, has_head="masked" in loaded.params or not hasattr(loaded.model.config, "task"))
+    check_teacher(run, loaded.model.config, has_head=getattr(loaded.model.config, "task", LM_HEADS[0]) in LM_HEADS)
     params = loaded.params if options.starts_from_teacher else None
     return Teacher(loaded.model, cast_params(loaded.params, run.precision), options, params, mesh)
 
@@ -59,7 +62,7 @@ def abstract_teacher(run: Run, mesh: Mesh) -> Teacher:
     options: Any = run.options.distillation
     config = teacher_config(run)
     check_teacher(run, config, has_head=True)
-    teacher = models.model(dataclasses.replace(config, task="masked") if hasattr(config, "task") else config)
+    teacher = models.model(dataclasses.replace(config, task=scored_as(type(run.options))) if hasattr(config, "task") else config)
     shapes = jax.eval_shape(lambda: teacher.init(jax.random.key(0)))
     shardings = sharding.shardings(mesh, shapes, teacher.definition.sharding)
 
@@ -108,6 +111,9 @@ def check_teacher(run: Run, teacher: Any, *, has_head: bool) -> None:
     fix = f"{one} has an encoder and {other} has none; choose a teacher that reads the same rows"
     require(same_rows, option, run.teacher, fix)
     require(student.vocab == teacher.vocab, "model.vocab", student.vocab, f"its teacher has {teacher.vocab:,}; choose the same")
+    memory = getattr(teacher, "memory", 0)
+    fix = f"it remembers {memory} positions of the rows before, which a teacher does not read; choose one without a memory"
+    require(not memory, option, run.teacher, fix)
     longest = longest_row(teacher)
     for name in ("length", "target_length"):
         value = getattr(run.data, name, 0)

@@ -40,6 +40,8 @@ CASES = [
     pytest.param("causal", "gpt", "llama"),
     pytest.param("text_to_text", "transformer", "t5"),
     pytest.param("distilled", "distilbert", "bert"),
+    pytest.param("permutation", "xlnet", "xlnet"),
+    pytest.param("distilled", "modernbert", "modernbert", marks=pytest.mark.full),
     pytest.param("instruction", "llama", "gpt_oss", marks=pytest.mark.full),
     pytest.param("denoising", "t5", "t5", marks=pytest.mark.full),
 ]
@@ -56,6 +58,10 @@ def batch(net: Model) -> Batch:
     if net.task == "masked":
         fields |= {"predict_at": np.tile([1, 2], (ROWS, 1)), "targets": targets[:, :2]}
         weights = weights[:, 1:3] * np.array([1, 0] * (ROWS // 2))[:, None]
+    if net.task == "permutation":
+        order = np.argsort(rng.random((ROWS, LENGTH)), axis=1)
+        fields |= {"order": order, "query_at": np.tile([3, 5, 1], (ROWS, 1)), "targets": targets[:, :3]}
+        weights = SEGMENTS[:, [3, 5, 1]]
     arrays = {name: jnp.asarray(array, jnp.int32) for name, array in fields.items()}
     of_encoder = {name: arrays[name] for name in ("tokens", "segments", "positions")}
     source = Batch(**of_encoder | {"tokens": VOCABULARY - 1 - arrays["tokens"]}) if net.is_encoder_decoder else None
@@ -63,11 +69,17 @@ def batch(net: Model) -> Batch:
     return Batch(**arrays, weights=jnp.asarray(weights, jnp.float32), index=index, source=source)
 
 
+def tiny_model(family: str, **changes: Any) -> Model:
+    """Return a model of 11 tokens with at least the given number of layers, and without a memory."""
+    own = {"xlnet": {"memory": 0, "reuse": 0}, "modernbert": {"layers": max(2, changes.get("layers", 4))}}.get(family, {})
+    return small(family, **{"vocab": VOCABULARY, **changes, **own})
+
+
 @functools.cache
 def taught(objective: str, student: str, teacher: str, **chosen: Any) -> tuple[Model, Any, StudentObjective]:
     """Return (a student, its parameters, the objective with a teacher of more layers, and of another width unless it is 32)."""
     width = chosen.pop("teacher_width", 16)
-    net, of_teacher = small(student, vocab=VOCABULARY, layers=1), small(teacher, vocab=VOCABULARY, width=width)
+    net, of_teacher = tiny_model(student, layers=1), tiny_model(teacher, width=width)
     kind = TripleLoss if objective == "distilled" else Distillation
     options = kind(teacher="x", **({"fresh": True} if objective == "distilled" else {}), **chosen)
     kind_of_objective: Any = objectives.objective(objective)
@@ -252,6 +264,13 @@ def test_without_a_teacher_the_loss_is_that_of_the_objective_alone() -> None:
             r"--distillation\.teacher x: the student has an encoder and it has none",
         ),
         ("distilled", "distilbert", "bert", {"causal": True}, r"--distillation\.teacher x: its tokens see one side only"),
+        (
+            "permutation",
+            "xlnet",
+            "xlnet",
+            {"memory": 4},
+            r"--distillation\.teacher x: it remembers 4 positions of the rows",
+        ),
         ("causal", "llama", "gpt", {"context": 6}, r"--data\.length 8: its teacher has 6 positions; choose at most as many"),
     ],
 )
@@ -260,11 +279,11 @@ def test_a_teacher_that_cannot_teach_the_student_is_refused(
 ) -> None:
     kind: Any = find_options(objective)
     options = TripleLoss(teacher="x", fresh=True) if objective == "distilled" else Distillation(teacher="x")
-    model = small(student, vocab=VOCABULARY).config
+    model = tiny_model(student).config
     run = tiny.run(objective, model=model, data=kind.data(length=LENGTH, batch=ROWS), distillation=options)
     with pytest.raises(BadInput, match=message):
-        check_teacher(run, dataclasses.replace(small(teacher, vocab=VOCABULARY).config, **changes), has_head=True)
-    check_teacher(run, small(student, vocab=VOCABULARY, layers=1).config, has_head=True)
+        check_teacher(run, dataclasses.replace(tiny_model(teacher).config, **changes), has_head=True)
+    check_teacher(run, tiny_model(student, layers=1).config, has_head=True)
 
 
 @pytest.mark.parametrize(
