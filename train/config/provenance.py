@@ -64,8 +64,9 @@ def recipe_numbers(run: Run, sources: Provenance) -> dict[str, Any]:
     config = configs.find_size(sources.size)[1].config
     groups = {"data": (run.data, DATA), "tokenizer": (run.tokenizer, ("kind", "vocab"))}
     for name in METHODS:
-        if (options := getattr(run.options, name, None)) is not None:
-            groups[name] = (options, tuple(field.name for field in dataclasses.fields(options) if field.name != "teacher"))
+        if (options := getattr(run.options, name, None)) is not None and (name != "distillation" or run.teacher):
+            unused = ("teacher", "beta") if getattr(options, "divergence", "") != "jsd" else ("teacher",)
+            groups[name] = (options, tuple(field.name for field in dataclasses.fields(options) if field.name not in unused))
     groups["optim"] = (run.optim, _optimizer_options(run.optim))
     numbers: dict[str, Any] = {"steps": run.steps, "label_smoothing": run.label_smoothing}
     numbers |= {

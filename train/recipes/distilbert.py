@@ -41,7 +41,7 @@ def distilbert_nano() -> Run:
         "section 3": "data.batch masking.static distillation.temperature",
         "README of the code, command of the released student": "distillation.soft distillation.masked distillation.cosine "
         "optim.lr masking.rare optim.clip optim.eps optim.b1 optim.b2 optim.weight_decay optim.warmup optim.schedule",
-        "train.py": "masking.rate masking.masked masking.random",
+        "train.py and distiller.py": "masking.rate masking.masked masking.random distillation.divergence",
     },
     assumed={
         "three epochs of 3.3 billion words": "steps",
