@@ -112,6 +112,70 @@ def decoder(decoder_family: str) -> dict[str, Any]:
     }
 
 
+ROTATED = {
+    **{"model_type": "llama", "vocab_size": 61, "max_position_embeddings": 64, "num_hidden_layers": 1, "hidden_size": 12},
+    **{"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 20},
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+ROTATIONS: dict[str, dict[str, Any]] = {
+    "yarn, as in old files": {"rope_theta": 1e6, "rope_scaling": {"type": "yarn", "factor": 4.0}},
+    "yarn, as in new files": {"rope_parameters": {**YARN, "rope_theta": 1e4, "beta_fast": None, "beta_slow": 0.05}},
+    "yarn, not truncated": {"rope_parameters": {**YARN, "rope_theta": 500.0, "truncate": False, "beta_fast": 2}},
+    "yarn, another attention factor": {"rope_scaling": {**YARN, "attention_factor": 0.7}},
+    "yarn, two scales": {"rope_scaling": {**YARN, "mscale": 0.707, "mscale_all_dim": 1.0}},
+    "yarn, one scale": {"rope_scaling": {**YARN, "mscale": 0.707, "attention_factor": None}},
+    "yarn of few positions": {"rope_scaling": {**YARN, "original_max_position_embeddings": 5}},
+    "dynamic": {"rope_theta": 1e6, "rope_scaling": {"type": "dynamic", "factor": 3.0}},
+    "linear": {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e5, "factor": 2.5}},
+    "llama3": {
+        "rope_scaling": {
+            **{"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+            "original_max_position_embeddings": 32,
+        }
+    },
+}
+"""Keys of a config.json of type llama, in both forms, by case."""
+ROTATED_LENGTHS = (64, 65, 100, 192)
+"""Lengths of rows; only dynamic scaling depends on them, from 65 tokens on."""
+DYNAMIC = published.LLAMA | {"max_position_embeddings": 8, "rope_scaling": {"rope_type": "dynamic", "factor": 3.0}}
+PROMPT, GENERATED = 6, 6
+"""Tokens of the prompt of a dynamic model, and tokens that follow one by one: the scaling begins with the third of them."""
+
+
+def rotations() -> dict[str, Any]:
+    """Frequencies of each case, and logits of a model with dynamic scaling, token by token with a cache and without it."""
+    import torch
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    frequencies: dict[str, Any] = {}
+    for name, keys in ROTATIONS.items():
+        embedding = LlamaRotaryEmbedding(LlamaConfig(**json.loads(json.dumps(ROTATED | keys))))
+        by_length = {}
+        for length in ROTATED_LENGTHS if name == "dynamic" else ROTATED_LENGTHS[:1]:
+            embedding(torch.zeros(1), torch.arange(length)[None])
+            by_length[length] = [float(f"{x:.8g}") for x in embedding.inv_freq.tolist()]
+        frequencies[name] = {"inverse": by_length, "factor": embedding.attention_scaling}
+    with tempfile.TemporaryDirectory() as parent, torch.no_grad():
+        published.write(Path(parent, "m"), published.config("llama", "causal", DYNAMIC))
+        net = theirs.load(Path(parent, "m"), "LlamaForCausalLM")
+        tokens = torch.tensor(dynamic_tokens()).long()
+        complete = net(tokens, use_cache=False).logits[0]
+        alone = net(tokens[:, :PROMPT], use_cache=False).logits[0]
+        out = net(tokens[:, :PROMPT], use_cache=True)
+        steps = [out.logits[0, -1]]
+        for at in range(PROMPT, PROMPT + GENERATED):
+            out = net(tokens[:, at : at + 1], past_key_values=out.past_key_values, use_cache=True)
+            steps.append(out.logits[0, -1])
+    logits = {"complete": complete, "prompt": alone, "generated": torch.stack(steps)}
+    rounded = {name: [[round(x, 6) for x in row] for row in rows.tolist()] for name, rows in logits.items()}
+    return versions() | {"frequencies": frequencies, "logits": rounded}
+
+
+def dynamic_tokens() -> np.ndarray:
+    return np.random.Generator(np.random.PCG64(2)).integers(0, DYNAMIC["vocab_size"], (1, PROMPT + GENERATED)).astype(np.int32)
+
+
 def of_model(family: str, task: str, config: dict[str, Any]) -> dict[str, Any]:
     """The outputs that count, in a list, and the probe of each gradient."""
     with tempfile.TemporaryDirectory() as parent:
@@ -170,4 +234,5 @@ if __name__ == "__main__":
     (FOLDER / "logits_processors.json").write_text(json.dumps(logits_processors(), separators=(",", ":")) + "\n")
     for name in ("ettin_decoder", "llama", "gpt_oss"):
         (FOLDER / f"{name}.json").write_text(json.dumps(decoder(name), separators=(",", ":")) + "\n")
+    (FOLDER / "rotations.json").write_text(json.dumps(rotations(), separators=(",", ":")) + "\n")
     (FOLDER / "scores.json").write_text(json.dumps(scores(), separators=(",", ":")) + "\n")

@@ -138,6 +138,8 @@ def llama_numbers(rng: np.random.Generator, kind: str, common: dict[str, Any]) -
             **{"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 3.0},
             "original_max_position_embeddings": 8,
         },
+        {"rope_type": "yarn", "factor": 4.0, "beta_fast": 1.5, "beta_slow": 0.2, "original_max_position_embeddings": 20},
+        {"rope_type": "dynamic", "factor": 3.0},
     ]
     return {
         **common,
@@ -151,7 +153,7 @@ def llama_numbers(rng: np.random.Generator, kind: str, common: dict[str, Any]) -
         **({} if kind == "qwen2" else {"attention_bias": bool(rng.integers(2))}),
         **{
             "rope_theta": float(rng.integers(5, 50)),
-            "rope_scaling": scalings[rng.integers(3)],
+            "rope_scaling": scalings[rng.integers(len(scalings))],
             "pad_token_id": int(rng.integers(2)),
         },
     }
@@ -227,6 +229,13 @@ ROTATIONS: tuple[dict[str, Any], ...] = (
     *({"rope_theta": 77.0}, {"rope_theta": 9}, {"rope_theta": "9"}, {"rope_type": "linear"}, {"factor": 2.0}),
     *({"rope_type": "llama3"}, {"rope_type": "yarn"}, {"factor": 0.5}, {"low_freq_factor": 2.0}, {"high_freq_factor": 0.5}),
     *({"original_max_position_embeddings": 16}, {"partial_rotary_factor": 0.5}, {"type": "yarn"}, {"beta_fast": 2.0}),
+    *(
+        {"rope_type": "dynamic"},
+        {"truncate": False},
+        {"attention_factor": 1.5},
+        {"attention_factor": None},
+        {"mscale": 0.7, "mscale_all_dim": 1.3},
+    ),
 )
 """Changes of an object that describes rotations."""
 

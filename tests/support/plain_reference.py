@@ -89,5 +89,4 @@ def pattern(module: ModuleType, *kinds: str) -> Plant:
 
 
 def positions_ignored(module: ModuleType) -> Plant:
-    original = module._rotate
-    return lambda patch: patch.setattr(module, "_rotate", lambda cfg, at: original(cfg, jnp.arange(at.shape[1])[None]))
+    return lambda patch: patch.setattr(module, "token_positions", lambda batch: jnp.arange(batch.tokens.shape[1])[None])

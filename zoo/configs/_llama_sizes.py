@@ -53,7 +53,7 @@ def smollm3() -> Entry:
     """Return SmolLM3, of which every fourth layer has no positions."""
     numbers = {"vocab": 128_256, "context": 65_536, "layers": 36, "width": 2048, "heads": 16, "kv_heads": 4, "head": 128}
     more = {"ffn": 11_008, "tied": True, "eps": 1e-6, "base": 5_000_000.0, "unrotated_every": 4}
-    note = "every fourth layer has no positions; longer rows than 65,536 tokens need YaRN, which this family lacks"
+    note = "every fourth layer has no positions; longer rows than 65,536 tokens need YaRN (--model.scaling yarn)"
     return {**numbers, **more}, SMOLLM3, note
 
 

@@ -6,6 +6,7 @@ The sizes and their sources are in `zoo.configs._llama_sizes`. The defaults of a
 
 import dataclasses
 import math
+import sys
 from typing import Any, Literal, get_args
 
 from zoo.configs import Activation, Compute, Exported, ModelConfig, Size
@@ -15,7 +16,7 @@ from zoo.configs._score_head import check_labels, label_entries, read_labels
 from zoo.errors import require
 from zoo.hf.config_json import PublishedConfig
 
-Scaling = Literal["none", "linear", "llama3"]
+Scaling = Literal["none", "linear", "dynamic", "yarn", "llama3"]
 Positions = Literal["rotary", "none"]
 
 
@@ -54,15 +55,25 @@ class Config(ModelConfig):
     base: float = 10_000.0
     """Base of the rotations."""
     scaling: Scaling = "none"
-    """Scaling of the rotations to longer rows. linear: all frequencies are divided; llama3: low ones are, high ones are not."""
+    """Scaling of the rotations to longer rows. linear: all frequencies are divided; yarn and llama3: low ones are, high ones are
+    not; dynamic: low ones are, by more, the longer a document is, and not at all up to original_context tokens."""
     scaling_factor: float = 1.0
-    """Number by which scaled frequencies are divided."""
+    """Number by which scaled frequencies are divided. dynamic: they are divided by at most 1 + factor x (length /
+    original_context - 1), in a document of so many tokens."""
     low_freq_factor: float = 1.0
     """A pair of dimensions with fewer turns in original_context positions is scaled in full, if the scaling is llama3."""
     high_freq_factor: float = 4.0
     """A pair of dimensions with more turns is not scaled, if the scaling is llama3."""
+    beta_fast: float = 32.0
+    """A pair of dimensions with more turns in original_context positions is not scaled, if the scaling is yarn."""
+    beta_slow: float = 1.0
+    """A pair of dimensions with fewer turns is scaled in full, if the scaling is yarn."""
+    truncate: bool = True
+    """Round the first and the last pair that YaRN scales in part outwards, as published models do; gpt-oss does not."""
+    attention_factor: float = 0.0
+    """Number by which YaRN multiplies queries and keys; 0 = 0.1 x ln(scaling_factor) + 1."""
     original_context: int = 8192
-    """Number of positions before scaling, in which turns are counted, if the scaling is llama3."""
+    """Number of positions before scaling, in which turns are counted, if the scaling is dynamic, yarn or llama3."""
     unrotated_every: int = 0
     """Every this many layers, one has no positions, the last of them, as in SmolLM3; 0 = all layers have rotations."""
     attention_dropout: float = 0.0
@@ -86,17 +97,30 @@ class Config(ModelConfig):
 
     def _check_scaling(self) -> None:
         """Refuse numbers of a scaling that are out of range, or that the scaling does not use."""
-        for field in ("scaling_factor", *LLAMA3_FIELDS):
+        for field in sorted({field for fields in SCALING_FIELDS.values() for field in fields}):
             value, default = getattr(self, field), type(self).__dataclass_fields__[field].default
-            used = self.scaling == "llama3" or (self.scaling == "linear" and field == "scaling_factor")
             fix = f"--model.scaling {self.scaling} does not use it; choose {default}"
-            require(used or value == default, f"model.{field}", value, fix)
+            require(field in SCALING_FIELDS[self.scaling] or value == default, f"model.{field}", value, fix)
         require(1 <= self.scaling_factor <= 1e6, "model.scaling_factor", self.scaling_factor, "choose 1 to 1e6")
-        require(0 < self.low_freq_factor <= 1e6, "model.low_freq_factor", self.low_freq_factor, "choose more than 0, to 1e6")
-        fix = f"choose more than --model.low-freq-factor {self.low_freq_factor}, to 1e6"
-        require(self.low_freq_factor < self.high_freq_factor <= 1e6, "model.high_freq_factor", self.high_freq_factor, fix)
+        for low, high in (("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")):
+            fewest, turns = getattr(self, low), getattr(self, high)
+            require(0 < fewest <= 1e6, f"model.{low}", fewest, "choose more than 0, to 1e6")
+            fix = f"choose more than --model.{low.replace('_', '-')} {fewest}, to 1e6"
+            require(fewest < turns <= 1e6, f"model.{high}", turns, fix)
+        in_range = 0 <= self.attention_factor <= 1e6
+        fix = "choose 0 (computed from the factor) to 1e6"
+        require(in_range, "model.attention_factor", self.attention_factor, fix)
         in_range = 1 <= self.original_context <= 1 << 20
         require(in_range, "model.original_context", self.original_context, "choose 1 to 1,048,576 positions")
+        if self.scaling == "yarn":
+            require(self.base > 1, "model.base", self.base, "YaRN divides by its logarithm; choose more than 1, to 1e12")
+            fix = f"a model is scaled to longer rows than it had; choose at most --model.context {self.context}"
+            require(self.original_context <= self.context, "model.original_context", self.original_context, fix)
+        if self.scaling == "dynamic":
+            require(self.head >= 4, "model.head", self.head, "dynamic scaling needs two pairs of dimensions; choose 4 or more")
+            longest = scaled_context(self.scaling_factor, self.original_context)
+            fix = f"dynamic scaling extends rows to --model.scaling-factor x --model.original-context tokens; choose {longest}"
+            require(self.context == longest, "model.context", self.context, fix)
 
     @property
     def pattern(self) -> tuple[Positions, ...]:
@@ -108,7 +132,19 @@ class Config(ModelConfig):
         return tuple("rotary" if rotated else "none" for rotated in _rotated(count, self.unrotated_every))
 
 
-LLAMA3_FIELDS = ("low_freq_factor", "high_freq_factor", "original_context")
+SCALING_FIELDS: dict[Scaling, tuple[str, ...]] = {
+    "none": (),
+    "linear": ("scaling_factor",),
+    "dynamic": ("scaling_factor", "original_context"),
+    "yarn": ("scaling_factor", "beta_fast", "beta_slow", "truncate", "attention_factor", "original_context"),
+    "llama3": ("scaling_factor", "low_freq_factor", "high_freq_factor", "original_context"),
+}
+"""Maps each scaling to the fields that it uses."""
+
+
+def scaled_context(factor: float, original_context: int) -> int:
+    """Return the number of tokens in the longest row of a model with dynamic scaling, whose config.json does not have it."""
+    return int(min(factor * original_context, sys.maxsize))
 
 
 def _rotated(layers: int, unrotated_every: int) -> list[int]:
@@ -152,13 +188,12 @@ def from_published(published: PublishedConfig) -> Config:
     if not published.has("num_key_value_heads"):
         kv_heads = absent.get("num_key_value_heads", heads)
     return Config(
-        **fields,
+        **{**fields, **_rotations(published, absent.get("rope_theta", 10_000.0), fields["context"])},
         kv_heads=kv_heads,
         head=published.integer("head_dim", absent.get("head_dim", width // heads), nullable=model_type == MODEL_TYPE),
         query_key_norm=model_type == QWEN3,
         attention_bias=model_type != QWEN2 and published.flag("attention_bias", False),
         qkv_bias=model_type == QWEN2,
-        **_rotations(published, absent.get("rope_theta", 10_000.0), fields["context"]),
         unrotated_every=_unrotated_every(published, layers) if model_type == SMOLLM3 else 0,
         labels=read_labels(published),
     )
@@ -202,7 +237,7 @@ def to_published(config: Config) -> dict[str, Any]:
         "head_dim": config.head,
         **({} if model_type == QWEN2 else {"attention_bias": config.attention_bias}),
         "rope_theta": config.base,
-        "rope_scaling": _scaling_entries(config),
+        **_scaling_entries(config),
         **(layers if model_type == SMOLLM3 else {}),
         # The tokenizer of an export sets it; SmolLM3's default would be outside a smaller vocabulary.
         "pad_token_id": None,
@@ -218,10 +253,13 @@ def _check_attention(published: PublishedConfig, layers: int) -> None:
 
 
 def _rotations(published: PublishedConfig, base: float, context: int) -> dict[str, Any]:
-    """Return the fields of the rotations.
+    """Return the fields of the rotations, and the context if the scaling changes it.
 
     Released files have `rope_theta` and `rope_scaling`. `transformers` 5 writes `rope_parameters`, whose base takes precedence
     (`convert_rope_params_to_dict` of its `modeling_rope_utils.py`).
+
+    Args:
+        context: `max_position_embeddings`.
 
     Raises:
         BadInput: a scaling that this family does not compute.
@@ -238,24 +276,54 @@ def _rotations(published: PublishedConfig, base: float, context: int) -> dict[st
     if kind == "llama3":
         fields["low_freq_factor"] = section.number("low_freq_factor")
         fields["high_freq_factor"] = section.number("high_freq_factor")
+    if kind == "yarn":
+        # `transformers` takes null as its default.
+        fields["beta_fast"] = section.number("beta_fast", 32.0, nullable=True)
+        fields["beta_slow"] = section.number("beta_slow", 1.0, nullable=True)
+        fields["truncate"] = section.flag("truncate", True)
+        fields["attention_factor"] = _attention_factor(section, fields["scaling_factor"])
+    if kind in ("yarn", "llama3"):
         fields["original_context"] = section.integer("original_max_position_embeddings", context)
+    if kind == "dynamic":
+        fields |= {"original_context": context, "context": scaled_context(fields["scaling_factor"], context)}
     section.nothing_else()
     return fields
 
 
-def _scaling_entries(config: Config) -> dict[str, Any] | None:
-    """Return the `rope_scaling` of a config.json."""
+def _attention_factor(section: PublishedConfig, factor: float) -> float:
+    """Return the attention factor of YaRN; 0 if it is that of the paper, as in `Config`.
+
+    `mscale` and `mscale_all_dim`, of DeepSeek's files, have an effect only if both are there and `attention_factor` is not.
+    """
+
+    def with_scale(scale: float) -> float:
+        return 0.1 * scale * math.log(factor) + 1 if factor > 1 else 1.0
+
+    scale, all_dim = (section.number(key, 0.0, nullable=True) for key in ("mscale", "mscale_all_dim"))
+    # A divisor of 0 gives 0, which is refused.
+    absent = with_scale(scale) / (with_scale(all_dim) or math.inf) if scale and all_dim else with_scale(1.0)
+    stated = section.number("attention_factor", absent, nullable=True)
+    if stated <= 0:
+        raise section.wrong("attention_factor", stated, "it must be more than 0")
+    return 0.0 if stated == with_scale(1.0) else stated
+
+
+def _scaling_entries(config: Config) -> dict[str, Any]:
+    """Return the `rope_scaling` of a config.json; with dynamic scaling, `max_position_embeddings` too."""
     if config.scaling == "none":
-        return None
+        return {"rope_scaling": None}
     entries: dict[str, Any] = {"rope_type": config.scaling, "factor": config.scaling_factor}
-    if config.scaling == "linear":
-        return entries
-    return {
-        **entries,
-        "low_freq_factor": config.low_freq_factor,
-        "high_freq_factor": config.high_freq_factor,
-        "original_max_position_embeddings": config.original_context,
-    }
+    if config.scaling == "dynamic":
+        # The length up to which `transformers` does not scale. It has no longest row.
+        return {"rope_scaling": entries, "max_position_embeddings": config.original_context}
+    if config.scaling == "llama3":
+        entries |= {"low_freq_factor": config.low_freq_factor, "high_freq_factor": config.high_freq_factor}
+    if config.scaling == "yarn":
+        entries |= {"beta_fast": config.beta_fast, "beta_slow": config.beta_slow, "truncate": config.truncate}
+        entries |= {"attention_factor": config.attention_factor} if config.attention_factor else {}
+    if config.scaling in ("yarn", "llama3"):
+        entries["original_max_position_embeddings"] = config.original_context
+    return {"rope_scaling": entries}
 
 
 def _unrotated_every(published: PublishedConfig, layers: int) -> int:
@@ -274,7 +342,7 @@ def _unrotated_every(published: PublishedConfig, layers: int) -> int:
     raise published.wrong("no_rope_layers", list(rotated), f"this family computes {layers}, 0 for the last one of each n, else 1")
 
 
-SCALINGS: dict[str, Scaling] = {"default": "none", "linear": "linear", "llama3": "llama3"}
+SCALINGS: dict[str, Scaling] = {"default": "none", **{name: name for name in get_args(Scaling) if name != "none"}}
 """Maps published names of scalings to those of this project."""
 
 KEYS = PublishedKeys(

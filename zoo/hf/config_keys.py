@@ -16,6 +16,7 @@ KEYS_OF_FIELDS: dict[str, tuple[str, ...]] = {
         for field, key in {
             **{"scaling_factor": "factor", "low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor"},
             **{"original_context": "original_max_position_embeddings", "beta_fast": "beta_fast", "beta_slow": "beta_slow"},
+            **{"truncate": "truncate", "attention_factor": "attention_factor"},
         }.items()
     },
 }

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flax import nnx
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from zoo.batch import Batch, Output
 from zoo.configs.llama import Config
@@ -21,6 +21,7 @@ from zoo.nn.layer_stack import Layer, run_stack
 from zoo.nn.layers import (
     GatedMlp,
     Seeds,
+    document_lengths,
     fold_seeds,
     lookup,
     rms_norm,
@@ -35,13 +36,16 @@ def apply(
 ) -> Output:
     """Return the hidden states after the final norm, [B, T, D]. `seeds`, u32[B, 2], enables dropout.
 
-    Rotations depend on `batch.positions`.
+    Rotations depend on `batch.positions`. Dynamic scaling also depends on the length of a token's document, up to the newest
+    token of the call: with a cache, earlier keys keep the rotation that they had when they were appended, as in `transformers`.
+    There, all rows of a call have the scaling of the longest one; here, each document has that of its own length, as if it were
+    alone.
 
     Raises:
         ValueError: a row longer than `cfg.context`, or more tokens than the cache has slots.
     """
     batch, cache = append_tokens(batch, cache, cfg.context)
-    mask, rotate = self_mask(batch, cache), _rotate(cfg, token_positions(batch))
+    mask, rotate = self_mask(batch, cache), _rotate(cfg, batch)
 
     def body(block: Block, carry: Any, layer: Layer) -> tuple[Any, None]:
         x, past = carry
@@ -60,25 +64,40 @@ def flops(cfg: Config, batch: Batch) -> float:
     return causal_decoder.flops(cfg, batch, projections + 3 * cfg.width * cfg.ffn)
 
 
-def _rotate(cfg: Config, at: Int[Array, "#B T"]) -> dict[str, Callable[[Array], Array]]:
-    """Return, for each kind of layer, the function that rotates queries or keys at positions `at`."""
-    rotation = positions.scaled_rotation(at, _frequencies(cfg))
+def _rotate(cfg: Config, batch: Batch) -> dict[str, Callable[[Array], Array]]:
+    """Return, for each kind of layer, the function that rotates queries or keys of a batch's tokens."""
+    rotation = positions.scaled_rotation(token_positions(batch), _frequencies(cfg, batch))
     return {"rotary": functools.partial(positions.rotate, rotation=rotation), "none": lambda x: x}
 
 
-def _frequencies(cfg: Config) -> rotary_frequencies.Frequencies:
+def _frequencies(cfg: Config, batch: Batch) -> rotary_frequencies.Frequencies | rotary_frequencies.TokenFrequencies:
+    width, base, factor, original_context = cfg.head, cfg.base, cfg.scaling_factor, cfg.original_context
     if cfg.scaling == "linear":
-        return rotary_frequencies.linear(cfg.head, cfg.base, factor=cfg.scaling_factor)
+        return rotary_frequencies.linear(width, base, factor=factor)
+    if cfg.scaling == "dynamic":
+        lengths = document_lengths(batch)
+        return rotary_frequencies.dynamic(width, base, lengths, factor=factor, original_context=original_context)
+    if cfg.scaling == "yarn":
+        return rotary_frequencies.yarn(
+            width,
+            base,
+            factor=factor,
+            beta_fast=cfg.beta_fast,
+            beta_slow=cfg.beta_slow,
+            original_context=original_context,
+            truncate=cfg.truncate,
+            attention_factor=cfg.attention_factor,
+        )
     if cfg.scaling == "llama3":
         return rotary_frequencies.llama3(
-            cfg.head,
-            cfg.base,
-            factor=cfg.scaling_factor,
+            width,
+            base,
+            factor=factor,
             low_freq_factor=cfg.low_freq_factor,
             high_freq_factor=cfg.high_freq_factor,
-            original_context=cfg.original_context,
+            original_context=original_context,
         )
-    return rotary_frequencies.plain(cfg.head, cfg.base)
+    return rotary_frequencies.plain(width, base)
 
 
 class Block(GroupedBlock):

@@ -315,6 +315,15 @@ def token_positions(batch: Batch) -> Int[Array, "#B T"]:
     return jnp.arange(batch.tokens.shape[1])[None] if batch.positions is None else batch.positions
 
 
+def document_lengths(batch: Batch) -> Int[Array, "#B T"]:
+    """Return the length of each token's document in a row: the largest position in it, plus 1. Padding counts as a document."""
+    at = token_positions(batch)
+    if batch.segments is None:
+        return jnp.broadcast_to(at.max(-1, keepdims=True) + 1, at.shape)
+    same = batch.segments[:, :, None] == batch.segments[:, None]  # [B, T, T], fused into the maximum
+    return jnp.where(same, at[:, None], 0).max(-1) + 1
+
+
 def lookup(
     table: Float[Array, "V D"], ids: Int[Array, "B T"], rows: str | None = None, *, source: bool = False
 ) -> Float[Array, "B T D"]:

@@ -121,7 +121,7 @@ def rotation(
 
 
 def scaled_rotation(
-    positions: Int[Array, "#B T"], frequencies: rotary_frequencies.Frequencies
+    positions: Int[Array, "#B T"], frequencies: rotary_frequencies.Frequencies | rotary_frequencies.TokenFrequencies
 ) -> tuple[Float[Array, "#B T 1 half"], Float[Array, "#B T 1 half"]]:
     """Return the cosines and sines of rotations by `zoo.ops.rotary_frequencies`, times their attention factor."""
     inverse, factor = frequencies

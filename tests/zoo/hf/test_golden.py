@@ -13,13 +13,14 @@ from safetensors.numpy import load_file
 
 from tests.golden import make
 from tests.support import published, transformers_outputs
-from tests.support.small import as_batch, said
+from tests.support.small import as_batch, decode, said
 from train.config import run_config
 from train.engine import device_mesh
 from zoo import configs, models, published_weights
 from zoo.batch import Batch, Output
 from zoo.hf import safetensors_dir
 from zoo.hf.config_json import PublishedConfig
+from zoo.models import llama
 
 BODY = ("embed", "first", "layers", "norm", "encoder", "decoder")
 """The parameters that hidden states depend on."""
@@ -99,3 +100,85 @@ def cross_entropy(given: dict[str, np.ndarray], logits: jax.Array) -> jax.Array:
     """Return the summed cross-entropy of the real tokens that follow others."""
     logs = jax.nn.log_softmax(logits[:, :-1])
     return -(jnp.take_along_axis(logs, given["tokens"][:, 1:, None], -1)[..., 0] * given["real"][:, 1:]).sum()
+
+
+@functools.cache
+def rotations() -> dict[str, Any]:
+    return json.loads((Path(make.__file__).parent / "rotations.json").read_text())
+
+
+def read_rotations(keys: dict[str, Any]) -> Any:
+    """Return the configuration of a config.json with these keys, and that of its export."""
+    module = configs.family("llama")
+    cfg = module.from_published(PublishedConfig(Path("config.json"), make.ROTATED | keys))
+    written = {"model_type": "llama", **module.to_published(cfg)}
+    assert module.from_published(PublishedConfig(Path("config.json"), written)) == cfg
+    return cfg
+
+
+def computed_frequencies(cfg: Any, length: int) -> tuple[np.ndarray, float]:
+    inverse, factor = llama._frequencies(cfg, Batch(tokens=np.zeros((1, length), np.int32)))
+    return np.asarray(inverse, np.float64).reshape(-1, cfg.head // 2)[0], factor
+
+
+@pytest.mark.parametrize("name", make.ROTATIONS)
+def test_frequencies_of_rotations_are_those_of_transformers(name: str) -> None:
+    """Frequencies within the rounding of float32, in which `transformers` computes; the attention factor is equal."""
+    cfg, frozen = read_rotations(make.ROTATIONS[name]), rotations()["frequencies"][name]
+    for length, inverse in frozen["inverse"].items():
+        computed, factor = computed_frequencies(cfg, int(length))
+        np.testing.assert_allclose(computed, inverse, rtol=1e-6, atol=0)
+        assert factor == pytest.approx(frozen["factor"], rel=1e-15)
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("yarn, as in old files", {"original_max_position_embeddings": 16}),
+        ("yarn, as in new files", {"beta_slow": None}),
+        ("yarn, as in new files", {"rope_theta": 9900.0}),
+        ("yarn, not truncated", {"truncate": True}),
+        ("yarn, another attention factor", {"attention_factor": None}),
+        ("yarn, two scales", {"mscale": None}),
+        ("yarn of few positions", {"original_max_position_embeddings": 32}),
+        ("dynamic", {"factor": 2.99}),
+    ],
+)
+def test_every_key_of_rotations_counts(name: str, change: dict[str, Any]) -> None:
+    ((key, section),) = ((key, section) for key, section in make.ROTATIONS[name].items() if isinstance(section, dict))
+    cfg, frozen = read_rotations({**make.ROTATIONS[name], key: section | change}), rotations()["frequencies"][name]
+    length, inverse = list(frozen["inverse"].items())[-1]
+    computed, factor = computed_frequencies(cfg, int(length))
+    assert max(np.abs(computed / inverse - 1).max(), abs(factor / frozen["factor"] - 1)) > 1e-4
+
+
+def test_logits_with_dynamic_scaling_are_those_of_transformers(tmp_path: Path) -> None:
+    """Of complete rows, also of several lengths in a batch, and token by token with a cache, whose keys are not rotated again."""
+    published.write(tmp_path / "model", published.config("llama", "causal", make.DYNAMIC))
+    mesh = device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1])
+    cfg, params = published_weights.load_published(tmp_path / "model", mesh)
+    net, tokens, frozen = models.model(cfg), make.dynamic_tokens(), rotations()["logits"]
+    assert (cfg.context, cfg.original_context) == (24, 8)
+    segments = np.array([[1] * tokens.size, [1] * make.PROMPT + [0] * make.GENERATED], np.int32)
+
+    @jax.jit
+    def logits(params: Any, batch: Batch) -> jax.Array:
+        return net.unembed(params, net.apply(params, batch).hidden)[..., : cfg.vocab]
+
+    @jax.jit
+    def step(params: Any, batch: Batch, cache: Any) -> tuple[jax.Array, Any]:
+        hidden, cache = decode(net, params, batch, cache)
+        return net.unembed(params, hidden[0, -1])[: cfg.vocab], cache
+
+    complete, prompt = np.asarray(logits(params, Batch(tokens=np.repeat(tokens, 2, 0), segments=segments)))
+    np.testing.assert_allclose(complete, frozen["complete"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(prompt[: make.PROMPT], frozen["prompt"], rtol=0, atol=1e-5)
+    generated, cache = step(params, Batch(tokens=tokens[:, : make.PROMPT]), net.init_cache(1, tokens.size, jnp.float32))
+    rows = [generated]
+    for at in range(make.PROMPT, tokens.size):
+        generated, cache = step(params, Batch(tokens=tokens[:, at : at + 1]), cache)
+        rows.append(generated)
+    np.testing.assert_allclose(np.stack(rows), frozen["generated"], rtol=0, atol=1e-5)
+    # A forward pass over all tokens rotates the first ones by the length of the row.
+    assert np.abs(complete[-1] - rows[-1]).max() > 1e-3

@@ -251,3 +251,12 @@ def test_a_released_config_of_the_llama_family_is_that_of_its_size(name: str) ->
     model_type, _ = configs.exported_class(cfg, "LlamaForCausalLM")
     assert model_type == content["model_type"]
     assert configs.published_name(read(model_type, **configs.family("llama").to_published(cfg))) == name
+
+
+def test_the_yarn_of_the_documentation_of_qwen_is_read() -> None:
+    """Qwen2.5 says `type`, Qwen3 `rope_type`; the size, `max_position_embeddings`, stays as the file has it."""
+    scaling = {"factor": 4.0, "original_max_position_embeddings": 32_768}
+    numbers = {"scaling": "yarn", "scaling_factor": 4.0, "original_context": 32_768, "truncate": True}
+    for name, key in (("qwen2.5-0.5b", "type"), ("qwen3-8b", "rope_type")):
+        content: dict[str, Any] = {**RELEASED[name], "rope_scaling": {**scaling, key: "yarn"}}
+        assert read(**content) == dataclasses.replace(read(**RELEASED[name]), **numbers)

@@ -50,6 +50,11 @@ def test_a_folder_that_is_imported_and_exported_has_the_same_bits(model: str, tm
         assert cfg.labels == tuple(content["id2label"].values()) == tuple(content["label2id"]) == published.labels(family)
 
 
+YARN = {
+    **{"rope_type": "yarn", "factor": 4.0, "beta_fast": 16.0, "beta_slow": 0.5, "truncate": False, "attention_factor": 1.25},
+    "original_max_position_embeddings": 8,
+}
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0}
 EXPORTED: list[tuple[str, dict[str, Any]]] = [
     ("gpt", {"activation_function": "gelu_pytorch_tanh", "initializer_range": 0.5}),
     ("bert", {"hidden_act": "gelu_pytorch_tanh", "initializer_range": 0.5}),
@@ -59,6 +64,7 @@ EXPORTED: list[tuple[str, dict[str, Any]]] = [
     ("transformer", {"activation_function": "gelu_pytorch_tanh", "init_std": 0.5, "max_position_embeddings": 64}),
     ("transformer", {"activation_function": "swish"}),
     ("llama", {"hidden_act": "gelu_pytorch_tanh", "initializer_range": 0.5, "rope_scaling": published.LLAMA["rope_scaling"]}),
+    *(("llama", {"hidden_act": "gelu_pytorch_tanh", "rope_scaling": scaling}) for scaling in (YARN, DYNAMIC)),
     ("modernbert", {"hidden_activation": "gelu_pytorch_tanh", "initializer_range": 0.5, "classifier_pooling": "mean"}),
     ("ettin_decoder", {"hidden_activation": "gelu_pytorch_tanh", "initializer_range": 0.5, "local_attention": 10}),
     ("xlnet", {"ff_activation": "gelu_pytorch_tanh", "initializer_range": 0.5, "mem_len": 3}),

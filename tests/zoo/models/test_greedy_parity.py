@@ -41,6 +41,15 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "qwen2": {"model_type": "qwen2", "rope_theta": 1_000_000.0, "tie_word_embeddings": True},
     "qwen3": {"model_type": "qwen3", "head_dim": 64, "rope_theta": 1_000_000.0, "tie_word_embeddings": True},
+    "yarn": {
+        **{"model_type": "qwen3", "head_dim": 64, "rope_theta": 1_000_000.0},
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+    },
+    # The scaling begins within the text.
+    "dynamic": {
+        **{"model_type": "llama", "head_dim": 32, "max_position_embeddings": 16},
+        "rope_scaling": {"rope_type": "dynamic", "factor": 4.0},
+    },
     # Windows of 6 tokens, which texts outgrow.
     "ettin_decoder": {
         **{"model_type": "modernbert-decoder", "local_attention": 12},
@@ -49,6 +58,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "smollm3": {"model_type": "smollm3", "rope_theta": 5_000_000.0, "no_rope_layer_interval": 4},
 }
 LENGTHS, TOKENS = (9, 5, 12, 1), 20
+ALONE = {"dynamic": LENGTHS[2:3]}
+"""`transformers` scales all rows of a batch as the longest one; a row that is alone is computed as here."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -63,8 +74,9 @@ def test_greedy_texts_are_those_of_transformers(kind: str, tmp_path: Path) -> No
     cfg, params = published_weights.load_published(
         tmp_path / "model", device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1])
     )
-    net, width = models.model(cfg), max(LENGTHS)
-    real = np.arange(width) >= width - np.array(LENGTHS)[:, None]
+    lengths = ALONE.get(kind, LENGTHS)
+    net, width = models.model(cfg), max(lengths)
+    real = np.arange(width) >= width - np.array(lengths)[:, None]
     tokens = np.where(real, np.random.default_rng(0).integers(1, cfg.vocab, real.shape), 0)
     reference = theirs.load(tmp_path / "model", content["architectures"][0])
     with torch.no_grad():
@@ -77,13 +89,13 @@ def test_greedy_texts_are_those_of_transformers(kind: str, tmp_path: Path) -> No
         hidden, cache = decode(net, params, batch, cache)
         return net.unembed(params, hidden[:, -1]).argmax(-1)[:, None], cache
 
-    cache = net.init_cache(len(LENGTHS), width + TOKENS, jnp.float32)
+    cache = net.init_cache(len(lengths), width + TOKENS, jnp.float32)
     at = np.maximum(np.cumsum(real, 1) - 1, 0)
     batch, written = Batch(tokens=jnp.int32(tokens), segments=jnp.int32(real), positions=jnp.int32(at)), []
     for number in range(TOKENS):
         new, cache = step(params, batch, cache)
         written.append(np.asarray(new))
-        positions = jnp.int32(np.array(LENGTHS)[:, None] + number)
+        positions = jnp.int32(np.array(lengths)[:, None] + number)
         batch = Batch(tokens=jnp.int32(new), segments=jnp.ones_like(positions), positions=positions)
     np.testing.assert_array_equal(np.concatenate(written, 1), expected)
     assert all(len(set(row)) > 3 for row in expected.tolist()) and cache.k.shape[2] == getattr(cfg, "kv_heads", cfg.heads)

@@ -1,10 +1,12 @@
 """The Llama family against a plain float64 reference that shares no code with it, and the mistakes that it must notice."""
 
+import copy
 import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -28,16 +30,29 @@ FORMS: dict[str, dict[str, Any]] = {
         **{"base": 50.0, "layers": 4, "unrotated_every": 2, "attention_bias": True},
         **{"scaling": "linear", "scaling_factor": 3.0},
     },
+    # The ramp runs from pair 0 to pair 3; it would run from 0.6 to 2.3 if it were not truncated.
+    "yarn": {
+        **{"base": 50.0, "scaling": "yarn", "scaling_factor": 4.0, "original_context": 16, "qkv_bias": True, "context": 64},
+        **{"beta_fast": 1.416, "beta_slow": 0.2686},
+    },
+    # The first document has 14 positions and the second one 6.
+    "dynamic": {"base": 50.0, "scaling": "dynamic", "scaling_factor": 4.0, "original_context": 8},
 }
 
 
-def frequency(cfg: Any, pair: int) -> float:
-    """Return the angle by which a pair of dimensions rotates from one position to the next."""
+def frequency(cfg: Any, pair: int, length: int) -> float:
+    """Return the angle by which a pair rotates from one position to the next, in a document of `length` positions."""
     plain = cfg.base ** (-2 * pair / cfg.head)
     if cfg.scaling == "linear":
         return plain / cfg.scaling_factor
     if cfg.scaling == "none":
         return plain
+    if cfg.scaling == "dynamic":
+        ratio = max(length, cfg.original_context) / cfg.original_context
+        base = cfg.base * (cfg.scaling_factor * ratio - (cfg.scaling_factor - 1)) ** (cfg.head / (cfg.head - 2))
+        return base ** (-2 * pair / cfg.head)
+    if cfg.scaling == "yarn":
+        return plain * (1 - pair / 3) + plain / cfg.scaling_factor * pair / 3
     turns = cfg.original_context * plain / (2 * math.pi)
     if turns > cfg.high_freq_factor:
         return plain
@@ -51,7 +66,10 @@ def reference(net: Model, params: Any, batch: Batch) -> np.ndarray:
     """Return the logits of a row, float64 [T, V], layer by layer and head by head."""
     cfg = net.config
     stored, at, seen = plain.as_float64(params), np.asarray(batch.positions)[0], np.tril(plain.same_document(batch))
-    frequencies = np.array([frequency(cfg, pair) for pair in range(cfg.head // 2)])
+    segments = np.asarray(batch.segments)[0]
+    lengths = [int(at[segments == number].max()) + 1 for number in segments]
+    frequencies = np.array([[frequency(cfg, pair, length) for pair in range(cfg.head // 2)] for length in lengths])
+    attention_factor = 0.1 * math.log(4) + 1 if cfg.scaling == "yarn" else 1.0
     x = stored["embed"]["tokens"]["embedding"][np.asarray(batch.tokens)[0]]
     for number in range(cfg.layers):
         layer = plain.layer_of(stored["layers"], number)
@@ -61,7 +79,7 @@ def reference(net: Model, params: Any, batch: Batch) -> np.ndarray:
             if cfg.query_key_norm:
                 parts[name] = plain.rms_norm(parts[name], attention[f"{name}_norm"]["scale"], cfg.eps)
             if not cfg.unrotated_every or (number + 1) % cfg.unrotated_every:
-                parts[name] = plain.rotate(parts[name], at, frequencies)
+                parts[name] = attention_factor * plain.rotate(parts[name], at, frequencies)
         for head in range(cfg.heads):
             group = head // (cfg.heads // cfg.kv_heads)
             scores = np.where(seen, parts["q"][:, head] @ parts["k"][:, group].T / math.sqrt(cfg.head), -1e30)
@@ -127,6 +145,19 @@ def norm_after_rotation(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(llama, "_rotate", lambda cfg, at: {"rotary": lambda x: x})
 
 
+def of_fields(**changes: Any) -> Plant:
+    """Compute the frequencies with other numbers than the configuration has."""
+    original = llama._frequencies
+
+    def other(cfg: Any, batch: Batch) -> Any:
+        changed = copy.copy(cfg)
+        for name, value in changes.items():
+            object.__setattr__(changed, name, value)
+        return original(changed, batch)
+
+    return lambda patch: patch.setattr(llama, "_frequencies", other)
+
+
 MISTAKES: dict[str, tuple[str, Plant]] = {
     "gate and linear swapped": ("llama", swapped_gate),
     "documents see each other": ("llama", plain.masks(lambda fields: {"query_segments": None, "key_segments": None})),
@@ -139,6 +170,12 @@ MISTAKES: dict[str, tuple[str, Plant]] = {
     "no rotation": ("qwen3", lambda patch: patch.setattr(positions, "rotate", lambda x, rotation: x)),
     "frequencies not scaled": ("llama", lambda patch: patch.setattr(llama, "_frequencies", _plain)),
     "a linear scaling left out": ("smollm3", lambda patch: patch.setattr(llama, "_frequencies", _plain)),
+    "YaRN left out": ("yarn", lambda patch: patch.setattr(llama, "_frequencies", _plain)),
+    "no attention factor": ("yarn", of_fields(attention_factor=1.0)),
+    "a ramp that is not truncated": ("yarn", of_fields(truncate=False)),
+    "dynamic scaling left out": ("dynamic", lambda patch: patch.setattr(llama, "_frequencies", _plain)),
+    "dynamic scaling by the length of the row": ("dynamic", lambda patch: patch.setattr(llama, "document_lengths", _row_length)),
+    "another dynamic factor": ("dynamic", of_fields(scaling_factor=3.9)),
     "queries not normalized": ("qwen3", no_norm("q")),
     "keys not normalized": ("qwen3", no_norm("k")),
     "norms after the rotation": ("qwen3", norm_after_rotation),
@@ -147,8 +184,12 @@ MISTAKES: dict[str, tuple[str, Plant]] = {
 }
 
 
-def _plain(cfg: Any) -> Any:
+def _plain(cfg: Any, batch: Batch) -> Any:
     return rotary_frequencies.plain(cfg.head, cfg.base)
+
+
+def _row_length(batch: Batch) -> Any:
+    return jnp.full(batch.tokens.shape, batch.tokens.shape[1])
 
 
 @pytest.mark.planted(len(MISTAKES))

@@ -81,6 +81,8 @@ QWEN3 = {
     **{"model_type": "qwen3", "vocab_size": 8192, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 6},
     **{"num_attention_heads": 16, "num_key_value_heads": 8, "tie_word_embeddings": True, "rope_theta": 1_000_000.0},
 }
+# As the documentation of Qwen2.5 scales it, from fewer positions than the rows of the test have.
+QWEN2_YARN = QWEN2 | {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}}
 SMOLLM2 = {
     **{"model_type": "llama", "vocab_size": 8192, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30},
     **{"num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True, "rope_theta": 100_000},
@@ -106,6 +108,7 @@ COUSINS: dict[str, tuple[str, str, dict[str, Any]]] = {
         },
     ),
     **{"qwen2": ("llama", "causal", QWEN2), "qwen2-sequence": ("llama", "sequence", QWEN2)},
+    "qwen2-yarn": ("llama", "causal", QWEN2_YARN),
     **{"qwen3": ("llama", "causal", QWEN3), "qwen3-sequence": ("llama", "sequence", QWEN3)},
     **{"smollm2": ("llama", "causal", SMOLLM2), "smollm3": ("llama", "causal", SMOLLM3)},
     "byt5": (
