@@ -97,7 +97,7 @@ def likelihoods(
     with jax.set_mesh(mesh):
         cast_params = cast_to(np.dtype(dtype))(subject.params)
         for length, targets, source, group in _batches(list(rows.values()), mesh, batch, limit):
-            arrays = _arrays(group, length, targets, source)
+            arrays = _arrays(group, length, targets, source, model.config.scales_with_length)
             local = device_mesh.local_rows(mesh, len(group))
             local_batch = jax.tree.map(lambda array, local=local: array[local], arrays)
             nats, hits = jax.device_get(compiled(cast_params, device_mesh.shard_batch(local_batch, mesh, len(group))))
@@ -207,10 +207,13 @@ def _targets(tokens: int, length: int) -> int:
     return min(size, length)
 
 
-def _arrays(rows: list[_Row], length: int, targets: int, source: int) -> Batch:
+def _arrays(rows: list[_Row], length: int, targets: int, source: int, counts_length: bool) -> Batch:
     """Return rows padded on the right, where no token before sees the padding: neither segments nor a mask are needed.
 
     Except between a decoder and its source, whose padding is of segment 0.
+
+    Args:
+        counts_length: the positions depend on the length of a text.
     """
     tokens = np.zeros((len(rows), length), np.int32)
     target_ids, predict_at = np.zeros((2, len(rows), targets), np.int32)
@@ -221,6 +224,10 @@ def _arrays(rows: list[_Row], length: int, targets: int, source: int) -> Batch:
         target_ids[i, :size] = row.continuation
         predict_at[i, :size] = np.arange(len(ids) - 1 - size, len(ids) - 1)
     batch = Batch(tokens=tokens, targets=target_ids, predict_at=predict_at)
+    if counts_length:
+        # The padding has the position of the last token, so that a row is as long as its text.
+        sizes = np.array([len(row.context) + len(row.continuation) - 1 for row in rows], np.int32)
+        return dataclasses.replace(batch, positions=np.minimum(np.arange(length, dtype=np.int32), sizes[:, None] - 1))
     if not source:
         return batch
     source_tokens, source_segments = np.zeros((2, len(rows), source), np.int32)

@@ -77,6 +77,11 @@ class ModelConfig:
         """True if a token may see later ones while the model generates."""
         return False
 
+    @property
+    def scales_with_length(self) -> bool:
+        """True if the positions of a document depend on its length, so that a row's padding must not count as a part of it."""
+        return getattr(self, "scaling", "") == "dynamic"
+
     def check_fields(self, **choices: Any) -> None:
         """Check the sizes, dropout rates and `eps`, and that each field named in `choices` has one of these values.
 

@@ -161,6 +161,19 @@ def test_damaged_weights_other_models_and_empty_texts_are_refused() -> None:
     assert computed([]) == []
 
 
+def test_padding_is_no_part_of_a_text_whose_length_counts(rng: np.random.Generator) -> None:
+    """With dynamic scaling, a text of 21 tokens is computed as in a row of its length, not of the padded row."""
+    net = small("llama", scaling="dynamic", scaling_factor=2.0, original_context=16)
+    params, (context, continuation) = random_params(net), make(rng, 12, 10)
+    ids = np.array([[*context, *continuation]], np.int32)
+    assert likelihood.row_length(ids.size - 1, CONTEXT) > ids.size - 1
+    hidden = net.apply(params, Batch(tokens=jnp.asarray(ids[:, :-1]))).hidden
+    logits = np.asarray(net.unembed(params, hidden), np.float64)[0, :, : net.config.vocab]
+    log_p = log_softmax(logits, -1)[np.arange(ids.size - 1), ids[0, 1:]]
+    (computed,) = likelihoods(loaded(net, params), [(context, continuation)], batch=1, dtype=jnp.float32)
+    assert computed.nats == pytest.approx(-log_p[len(context) - 1 :].sum(), rel=1e-5)
+
+
 @functools.cache
 def tokenizer() -> Tokenizer:
     """Train one that has "abab" and " the" as single tokens."""
