@@ -329,6 +329,11 @@ class RolloutOptions(TokenOptions):
         longest, tokens, steps = longest_row(run.model), self.rollout.tokens, self.rollout.steps
         fix = f"the model has {longest} positions; choose at most {longest}"
         require(longest is None or tokens <= longest, "rollout.tokens", tokens, fix)
+        if run.model.scales_with_length:
+            unscaled, length = run.model.original_context, run.data.length
+            why = "a token is sampled with the scaling of the text before it and trained with that of the complete text"
+            fix = f"{why}; choose at most --model.original-context {unscaled}, or --model.scaling yarn"
+            require(length <= unscaled, "data.length", length, fix)
         every = run.checkpoint.every
         nearest = max(1, round(every / steps)) * steps
         fix = f"a run continues between two rollouts of --rollout.steps {steps}; choose a multiple, such as {nearest}"

@@ -224,3 +224,16 @@ def test_groups_lie_on_one_device_and_checkpoints_between_rollouts():
         device_mesh.check_mesh(run(8, 5), mesh)
     with pytest.raises(BadInput, match=r"--checkpoint.every 5: .* --rollout.steps 3; choose a multiple, such as 6"):
         (wrong := run(3, 3)).options.check_run(wrong)
+
+
+def test_rows_with_dynamic_scaling_are_not_sampled() -> None:
+    """Up to `original_context` tokens nothing is scaled."""
+    model = small("llama", scaling="dynamic", scaling_factor=2.0, original_context=16).config
+
+    def check(length: int) -> None:
+        run = tiny.run("policy_gradient", model=model, rollout=Rollout(tokens=8), data=PromptData(length=length))
+        run.options.check_run(run)
+
+    check(16)
+    with pytest.raises(BadInput, match=r"--data.length 17: .* at most --model.original-context 16, or --model.scaling yarn"):
+        check(17)
