@@ -48,9 +48,9 @@ place. `zoo train gpt-nano --optim.lr 1e-3` sets an option; in Python, `zoo.trai
 - `--objective NAME` trains another objective that the model family has; it has other options.
 - A recipe has only the options that its objective, its model and its data use. The default is that of `DEFAULT_RECIPE`, or of the
   first recipe that is named. What the other recipes change is listed [below](#values-of-the-recipes).
-- A run has `--adapter`, the options of `--lora`, `--optim.layer-decay`, `--optim.freeze-layers` and `--optim.freeze-embeddings`
-  only if it begins with the parameters of another model, as with `--init`, and `--tokenizer.lowercase` with
-  `--tokenizer.kind wordpiece`. The `--help` of other runs does not list them.
+- A run has `--init-positions`, `--adapter`, the options of `--lora`, `--optim.layer-decay`, `--optim.freeze-layers` and
+  `--optim.freeze-embeddings` only if it begins with the parameters of another model, as with `--init`, and
+  `--tokenizer.lowercase` with `--tokenizer.kind wordpiece`. The `--help` of other runs does not list them.
 """
 RECIPES_INTRO = """\
 ## Values of the recipes

@@ -46,8 +46,11 @@ def commands(text: str) -> Iterator[list[str]]:
         for line in re.sub(r"\\\n\s*", "", block).splitlines():
             for part in re.sub(r"\s# .*", "", line).split("&&"):
                 if "..." not in part and (match := re.match(r"(?:zoo|python3 run\.py) (?!test)([a-z].*)", part.strip())):
-                    # Recipes for fine-tuning read the folder of --init.
-                    args = shlex.split(re.sub(r"--init \S+( --fork)?", "", match[1]))
+                    args = shlex.split(match[1])
+                    # Recipes for fine-tuning read the folder of --init; the options of others depend on whether they have one.
+                    recipe = args[1] if args[0] == "train" and args[1:] else ""
+                    if recipe not in recipes.recipes() or recipes.takes_weights(recipe):
+                        args = shlex.split(re.sub(r"--init \S+( --fork)?", "", match[1]))
                     if not (args[0] in ("train", "plan") and args[1:] and args[1].isupper()):
                         yield args
 

@@ -79,6 +79,7 @@ COMMAND_LINES = {
     "train bert-nano --model.multi-label": "there is no option --model.multi-label",
     "plan gpt2 --model.labels a": "there is no option --model.labels",
     "data inspect gpt-nano --tokenizer.lowercase": "there is no option --tokenizer.lowercase",
+    "train gpt-nano --init-positions interpolate": "--init-positions: only a run that begins with the parameters of a model has",
     "train gpt-nano --adapter a": "--adapter: only a run that begins with the parameters of a model has it; name one with --init",
     "train gpt-nano --lora.rank=2": "--lora.rank: only a run that begins with the parameters of a model has it",
     "train gpt-nano --optim.freeze-layers 1": "--optim.freeze-layers: only a run that begins with the parameters of a model",

@@ -34,6 +34,11 @@ def test_a_student_may_stay_close_to_its_teacher(monkeypatch: pytest.MonkeyPatch
     assert rates <= unusable(recipe, has_weights=False)
 
 
+def test_positions_change_only_where_there_are_some_and_a_model_to_take_them_from() -> None:
+    assert "init_positions" not in unusable("gpt-nano") | unusable("llama-nano")
+    assert "init_positions" in unusable("gpt-nano", has_weights=False) & unusable("t5-nano")
+
+
 def test_metrics_that_follow_the_loss_leave_no_choice() -> None:
     """The losses of a language model select the same checkpoint, those of an encoder's words do not."""
     assert "selection.metric" in unusable("gpt-nano") and "selection.metric" not in unusable("bert-nano")

@@ -17,7 +17,7 @@ from train.config.objectives import (
 )
 from train.config.optim_options import Optim
 from train.config.option_groups import Selection, Spikes
-from zoo.configs import Objective, Precision, longest_row
+from zoo.configs import InitPositions, Objective, Precision, longest_row
 from zoo.errors import require
 
 Engine = Literal["jit", "pmap"]
@@ -201,6 +201,10 @@ class Run(Generic[Model, Options, DataOptions]):
     empty = random parameters."""
     fork: bool = False
     """Continue the whole state of the run --init: also its moments and its position in the data. --steps counts its steps too."""
+    init_positions: InitPositions = "same"
+    """Positions in a model of longer rows than that of --init. same: its own, so that no other --model.context is accepted;
+    interpolate: the learned ones, interpolated linearly to --model.context; recompute: rotations by --model.context, --model.base
+    and --model.scaling."""
     adapter: str = ""
     """Folder of an adapter in peft's format for the model of --init; training continues from it. Options of --lora that are not
     set take the adapter's values."""
@@ -309,8 +313,10 @@ class Run(Generic[Model, Options, DataOptions]):
         """Refuse adapters without frozen parameters. A plan does not call this, because it needs only their shapes.
 
         Raises:
-            BadInput: the run trains adapters and has no `init`.
+            BadInput: the run trains adapters, or has positions that depend on those of another model, and has no `init`.
         """
+        fix = "it has an effect only with --init; name a run or weights, or leave it out"
+        require(self.init_positions == "same" or bool(self.init), "init_positions", self.init_positions, fix)
         fix = "adapters are trained beside the frozen matrices of --init; name a run or weights, or choose rank 0"
         require(not self.lora.rank or bool(self.init), "lora.rank", self.lora.rank, fix)
 

@@ -4,11 +4,14 @@ from collections.abc import Iterable, Iterator
 
 from train.config.objectives import LOSS_METRICS
 from train.config.run_config import Run
+from zoo.configs import changeable_positions
 
 ADAPTERS = ("adapter", "lora")
 """Options of adapters, which are trained beside the frozen parameters of another model."""
 FINE_TUNING = ("optim.layer_decay", "optim.freeze_layers", "optim.freeze_embeddings")
 """Options that keep some parameters closer to those of another model: random parameters are not worth keeping."""
+POSITIONS = "init_positions"
+"""Option of positions that replace those of another model."""
 
 
 def unusable_options(run: Run, *, tokenizer: str, has_weights: bool = True) -> set[str]:
@@ -35,6 +38,8 @@ def by_class(run: Run, options: Iterable[str]) -> dict[type, set[str]]:
 
 
 def _unusable(run: Run, tokenizer: str, has_weights: bool) -> Iterator[str]:
+    if not has_weights or changeable_positions(run.model)[0] == "same":
+        yield POSITIONS
     if not has_weights:
         yield from ADAPTERS
         if not run.options.has_pretrained_start:

@@ -4,12 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Float
 
 from train.config import run_config
 from train.engine.state import State
 from train.run.run_dir import is_run, no_checkpoint, read_config
-from train.weights.load import NEWEST, load_model, open_checkpoints
+from train.weights.load import NEWEST, Loaded, load_model, open_checkpoints
 from train.weights.pretrained_config import check_family
 from train.weights.resolve_model_name import resolve_model_name
 from zoo import configs, published_weights, sharding
@@ -18,6 +21,8 @@ from zoo.models import Model
 
 TASK_SPECIFIC = ("classifier", "dense")
 """Parts of a head that do not fit another task, or other labels."""
+LEARNED_POSITIONS = "positions/embedding"
+"""End of the path of a table of learned positions."""
 
 
 def check_init(run: run_config.Run) -> None:
@@ -31,13 +36,7 @@ def check_init(run: run_config.Run) -> None:
     folder = resolve_model_name(run.init)
     source = read_config(folder) if is_run(folder) else None
     cfg = source.model if source else published_weights.read_config(folder)[0]
-    init_shape, run_shape = configs.body_fields(cfg), configs.body_fields(run.model)
-    different = [
-        f"{name} {init_shape[name]} there and {value} here" for name, value in run_shape.items() if init_shape[name] != value
-    ]
-    if different:
-        fix = "choose the recipe of its size, or set --model.*"
-        raise BadInput(f"--init {run.init}: another model: {', '.join(different)}; {fix}")
+    _check_body(run, cfg)
     if source is None:
         published_weights.open_folder(folder)
         require(not run.fork, "fork", run.fork, f"{run.init} has weights alone, and no moments; name a run, or leave --fork out")
@@ -53,6 +52,8 @@ def _check_fork(run: run_config.Run, source: run_config.Run, latest: int) -> Non
     require(run.steps > latest, "steps", run.steps, fix)
     fix = f"the order of the data of {run.init} follows from {source.seed}; choose it, or leave --fork out"
     require(run.seed == source.seed, "seed", run.seed, fix)
+    fix = "the moments are not interpolated; leave out one of it and --fork"
+    require(run.init_positions != "interpolate", "init_positions", run.init_positions, fix)
     fix = f"{run.init} has the moments of {source.optim.name}; choose it, or leave --fork out"
     require(run.optim.name == source.optim.name, "optim.name", run.optim.name, fix)
     fix = (
@@ -80,14 +81,38 @@ def forked_state(run: run_config.Run, state: State, notify: Callable[[str], None
     return restored[0]
 
 
+def _check_body(run: run_config.Run, cfg: Any) -> None:
+    """Refuse a model with another body than that of `run.init`, except for positions that `run.init_positions` changes."""
+    init_shape, run_shape = configs.body_fields(cfg), configs.body_fields(run.model)
+    different = [name for name, value in run_shape.items() if init_shape[name] != value]
+    (change, fields), chosen = configs.changeable_positions(run.model), run.init_positions
+    possible = f"choose {' or '.join(dict.fromkeys(('same', change)))}"
+    require(
+        chosen in ("same", change), "init_positions", chosen, f"a {configs.family_of(run.model)} does not have them; {possible}"
+    )
+    refused = [name for name in different if chosen == "same" or name not in fields]
+    if refused:
+        fix = "choose the recipe of its size, or set --model.*"
+        if change != "same" and set(refused) <= set(fields):
+            fix += f", or choose --init-positions {change} for longer rows"
+        values = ", ".join(f"{name} {init_shape[name]} there and {run_shape[name]} here" for name in refused)
+        raise BadInput(f"--init {run.init}: another model: {values}; {fix}")
+    require(chosen == "same" or bool(different), "init_positions", chosen, "the positions of --init are the same; leave it out")
+    for name in fields if chosen == "interpolate" else ():
+        fix = f"the model of --init has {init_shape[name]} positions, and interpolation adds some; choose more"
+        require(run_shape[name] > init_shape[name], f"model.{name}", run_shape[name], fix)
+
+
 def initial_params_from(run: run_config.Run, model: Model, mesh: Mesh, notify: Callable[[str], None]) -> Any:
     """Return the parameters of `run.init` on the mesh.
 
     Parameters that it lacks, or has for another task or other labels, are newly initialized, and `notify` is called with a line
-    that names them.
+    that names them. It is also called with a line about positions that `run.init_positions` changes.
     """
     source = load_model(run.init, mesh)
     loaded = {sharding.path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(source.params)}
+    if run.init_positions != "same":
+        loaded = _with_positions(run, source, model, mesh, loaded, notify)
     if _head(source.model) != _head(model):
         loaded = {path: leaf for path, leaf in loaded.items() if path.split("/")[0] not in TASK_SPECIFIC}
 
@@ -109,6 +134,45 @@ def initial_params_from(run: run_config.Run, model: Model, mesh: Mesh, notify: C
         with jax.set_mesh(mesh):
             fresh = jax.jit(init_missing, out_shardings=missing_shardings)()
     return jax.tree_util.tree_map_with_path(lambda keys, _: (loaded | fresh)[sharding.path_of(keys)], shapes)
+
+
+def _with_positions(
+    run: run_config.Run, source: Loaded, model: Model, mesh: Mesh, loaded: dict[str, Any], notify: Callable[[str], None]
+) -> dict[str, Any]:
+    """Return parameters by path with learned positions for the rows of `model`."""
+    before, after = configs.body_fields(source.model.config), configs.body_fields(model.config)
+    changes = ", ".join(f"{name} {before[name]} -> {value}" for name, value in after.items() if before[name] != value)
+    notify(f"--init {run.init}: --init-positions {run.init_positions}: {changes}")
+    if run.init_positions == "recompute":
+        return loaded
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0)))
+    places = jax.tree_util.tree_leaves_with_path(sharding.shardings(mesh, shapes, model.definition.sharding))
+    offset = getattr(model.config, "position_offset", 0)
+    _, (field,) = configs.changeable_positions(model.config)
+    for keys, place in places:
+        if (path := sharding.path_of(keys)).endswith(LEARNED_POSITIONS):
+            with jax.set_mesh(mesh):
+                resize = jax.jit(interpolate_positions, static_argnums=(1, 2), out_shardings=place)
+                loaded[path] = resize(loaded[path], after[field], offset)
+    return loaded
+
+
+def interpolate_positions(table: Float[Array, "rows D"], positions: int, offset: int) -> Float[Array, "more D"]:
+    """Return a table of learned positions with more of them, by position interpolation (Chen et al. 2023).
+
+    New position j, of `positions`, is old position j (old - 1) / (`positions` - 1), linearly interpolated between the two rows
+    around it: the first and the last row are those of `table`, and no position is outside of those that were trained. The paper
+    divides positions by a ratio of lengths, which would need a row after the last one.
+
+    Args:
+        offset: number of rows before that of the first position, which are copied (RoBERTa's two).
+    """
+    old = table.shape[0] - offset
+    # Whole numbers, so that a position that falls on a row is that row to the bit.
+    below, rest = np.divmod(np.arange(positions) * (old - 1), max(positions - 1, 1))
+    share = jnp.asarray(rest / max(positions - 1, 1), table.dtype)[:, None]  # [positions, 1]
+    lower, upper = table[offset + below], table[offset + np.minimum(below + 1, old - 1)]  # [positions, D]
+    return jnp.concatenate([table[:offset], lower * (1 - share) + upper * share])
 
 
 def _head(model: Model) -> tuple[str, tuple[str, ...], bool]:

@@ -151,7 +151,8 @@ def unlisted_fields(run: Any, args: list[str], *, has_weights: bool = True) -> d
 
     kind = option_value(args, "--tokenizer.kind") or run.tokenizer.kind
     unusable = usable_options.unusable_options(run, tokenizer=kind, has_weights=has_weights)
-    for_weights = unusable.intersection(usable_options.ADAPTERS + usable_options.FINE_TUNING)
+    names = () if has_weights else (*usable_options.ADAPTERS, *usable_options.FINE_TUNING, usable_options.POSITIONS)
+    for_weights = unusable.intersection(names)
     for option in (arg.partition("=")[0] for arg in args if arg.startswith("--")):
         name = option.removeprefix("--").replace("-", "_").replace(".no_", ".")
         if for_weights.intersection((name, name.partition(".")[0])):

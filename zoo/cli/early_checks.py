@@ -200,8 +200,12 @@ def check_export(run: str, last: int, step: int | None, shard: float, adapter: b
 
         if not is_run(Path(run)):
             raise BadInput(f"--adapter: {run} is not a run, so it has no adapters; leave the option out")
-        if not read_config(run).lora.rank:
+        config = read_config(run)
+        if not config.lora.rank:
             raise BadInput(f"--adapter: {run} trained all of its parameters; leave the option out to export them")
+        if config.init_positions != "same":
+            why = f"{run} has other positions than {config.init}, to which an adapter would be added"
+            raise BadInput(f"--adapter: {why}; leave the option out to export the complete model")
         require(not last, "last", last, "the mean of adapters is not that of the models; leave it out, or leave out --adapter")
 
 

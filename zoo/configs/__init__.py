@@ -41,6 +41,7 @@ Objective = Literal[
 Implementation = Literal["auto", "reference", "xla", "blocked", "cudnn", "tokamax", "splash", "flash_tpu", "flash_gpu"]
 Precision = Literal["auto", "float32", "bfloat16"]
 SequenceForm = Literal["auto", "all_to_all", "ring"]
+InitPositions = Literal["same", "interpolate", "recompute"]
 Remat = Literal["none", "full", "attention", "save_out", "save_qkv", "save_mlp", "save_dots", "offload"]
 
 
@@ -322,6 +323,24 @@ def longest_row(config: Any) -> int | None:
     if hasattr(config, "context"):
         return config.context
     return config.max_positions if getattr(config, "positions", "") == "learned" else None
+
+
+def changeable_positions(config: Any) -> tuple[InitPositions, tuple[str, ...]]:
+    """Return how a model may have other positions than the one whose parameters it begins with, and the fields that may differ.
+
+    They are those of its rotations, or the number of its learned positions. "same", with no field: it has neither.
+    """
+    names = {field.name for field in dataclasses.fields(config)}
+    if names & {"base", "global_base"}:
+        return "recompute", tuple(name for name in ROTATION_FIELDS if name in names)
+    return ("same", ()) if longest_row(config) is None else ("interpolate", tuple({"context", "max_positions"} & names))
+
+
+ROTATION_FIELDS = (
+    *("context", "base", "global_base", "local_base", "scaling", "scaling_factor", "low_freq_factor", "high_freq_factor"),
+    *("beta_fast", "beta_slow", "truncate", "attention_factor", "original_context"),
+)
+"""Fields on which rotary positions depend and no parameter does."""
 
 
 def body_fields(config: Any) -> dict[str, Any]:

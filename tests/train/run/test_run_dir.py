@@ -308,5 +308,7 @@ def test_where_and_how_a_run_is_computed_may_change_and_everything_else_makes_an
     base = dataclasses.replace(RUN, init="base")
     adapted = dataclasses.replace(base, lora=Lora(rank=4), adapter="a")
     assert identity_differences(base, adapted) == ["adapter: none before, a now", "lora.rank: 0 before, 4 now"]
-    compared = {field for field, _, _ in MAKES_ANOTHER} | {"init", "adapter", "lora"}
+    longer = dataclasses.replace(base, init_positions="interpolate")
+    assert identity_differences(base, longer) == ["init_positions: same before, interpolate now"]
+    compared = {field for field, _, _ in MAKES_ANOTHER} | {"init", "init_positions", "adapter", "lora"}
     assert {field.name for field in dataclasses.fields(Run)} == compared | set(MAY_CHANGE) | {"recipe"}
