@@ -74,7 +74,7 @@ def modernbert_base() -> Run:
     published={"modernbert-base-context-extension.yaml": NUMBERS, **TOKENIZER},
     assumed=MASKS,
 )
-def modernbert_base_context() -> Run:
+def modernbert_base_context(init: str = "") -> Run:
     """Train the second phase of ModernBERT base: 250 billion tokens in rows of 8,192, from a run of the first.
 
     Command: zoo train modernbert-base-context --init runs/modernbert-base --data.paths corpus.jsonl
@@ -82,7 +82,8 @@ def modernbert_base_context() -> Run:
     Time: not measured (no such hardware available).
     Expect: not measured. The paper's text has the rate of the first phase, 8e-4; the file has 3e-4.
     """
-    return _published("modernbert-base-context", "modernbert-base", 52_982, 576, lr=3e-4, context=8_192)
+    run = _published("modernbert-base-context", "modernbert-base", 52_982, 576, lr=3e-4, context=8_192)
+    return _with_longer_rotations(run, init)
 
 
 @provenance(
@@ -125,7 +126,7 @@ def modernbert_large() -> Run:
     published={"modernbert-large-context-extension.yaml": NUMBERS, **TOKENIZER},
     assumed=MASKS,
 )
-def modernbert_large_context() -> Run:
+def modernbert_large_context(init: str = "") -> Run:
     """Train the second phase of ModernBERT large: 250 billion tokens in rows of 8,192, from a run of the first.
 
     Command: zoo train modernbert-large-context --init runs/modernbert-large --data.paths corpus.jsonl
@@ -133,7 +134,8 @@ def modernbert_large_context() -> Run:
     Time: not measured (no such hardware available).
     Expect: not measured.
     """
-    return _published("modernbert-large-context", "modernbert-large", 49_541, 616, lr=5e-5, context=8_192, weight_decay=1e-6)
+    run = _published("modernbert-large-context", "modernbert-large", 49_541, 616, lr=5e-5, context=8_192, weight_decay=1e-6)
+    return _with_longer_rotations(run, init)
 
 
 @provenance(
@@ -171,6 +173,11 @@ def ettin_17m() -> Run:
     """
     # 1.7 trillion tokens, of which 4 billion warm up.
     return _published("ettin-17m", "ettin-encoder-17m", 360_277, 4_608, lr=3e-3, warmup=848, weight_decay=3e-4)
+
+
+def _with_longer_rotations(run: Run, init: str) -> Run:
+    """Return a run that begins with the parameters of `init`, whose global layers have shorter rotations."""
+    return dataclasses.replace(run, init=init, init_positions="recompute") if init else run
 
 
 def _published(
