@@ -11,14 +11,22 @@ from train.config.provenance import PROVENANCE, recipe_numbers
 from train.config.run_config import Run
 
 ADAM = {"optim.name": "adamw", "optim.schedule": "linear", "optim.b1": 0.9}
-STABLE = {"optim.name": "stable_adamw", "optim.b1": 0.9, "optim.b2": 0.98, "optim.eps": 1e-6, "masking.rate": 0.3}
+GPT_TOKENS = {"tokenizer.kind": "gpt"}
+WORDPIECE = {"tokenizer.kind": "wordpiece", "tokenizer.vocab": 30_522}
+MODERNBERT = {"tokenizer.kind": "modernbert", "tokenizer.vocab": 50_368, "data.rows": "packed"}
+FULLY_DECOUPLED = {"optim.decayed": "matrices", "optim.independent_decay": True}
+STABLE = {"optim.name": "stable_adamw", "optim.b1": 0.9, "optim.b2": 0.98, "optim.eps": 1e-6, **FULLY_DECOUPLED}
+PHASE = {**STABLE, **MODERNBERT, "optim.schedule": "constant", "masking.rate": 0.3}
+DECAY = {**PHASE, "optim.schedule": "wsd", "optim.decay_shape": "sqrt", "optim.final": 0.001}
 SHORT, LONG = {"data.length": 1024, "model.global_base": 1e4}, {"data.length": 8192, "model.global_base": 1.6e5}
 WSD = {"optim.name": "adamw", "optim.b1": 0.9, "optim.b2": 0.95, "optim.eps": 1e-8, "optim.clip": 1.0, "optim.schedule": "wsd"}
 WSD |= {"optim.warmup": 2000, "optim.decay_shape": "linear", "optim.final": 0.0}
-SMOLLM2 = {**WSD, "data.length": 2048, "optim.weight_decay": 0.01}
-PERMUTATION = {"data.length": 512, "permutation.predictions": 85, "permutation.window": 256}
+SMOLLM2 = {**WSD, **GPT_TOKENS, "tokenizer.vocab": 49_152, "data.length": 2048, "optim.weight_decay": 0.01}
+PERMUTATION = {"data.length": 512, "permutation.predictions": 85, "permutation.window": 256, "permutation.bidirectional": True}
+PERMUTATION |= {"permutation.spans": True, "permutation.longest": 5, "permutation.context": 6.0}
+PERMUTATION |= {"tokenizer.kind": "xlnet", "tokenizer.vocab": 32_000}
 T5 = {"optim.name": "adafactor", "optim.schedule": "inverse_sqrt_flat", "optim.warmup": 10_000, "optim.lr": 0.01}
-T5 |= {"data.length": 512, "denoising.density": 0.15, "denoising.mean_span": 3.0}
+T5 |= {"data.length": 512, "denoising.kind": "spans", "denoising.density": 0.15, "denoising.mean_span": 3.0}
 GPT3 = {
     "optim.name": "adamw",
     "optim.b1": 0.9,
@@ -27,57 +35,102 @@ GPT3 = {
     "optim.clip": 1.0,
     "optim.schedule": "cosine",
 }
-GPT3 |= {"optim.weight_decay": 0.1, "optim.final": 0.1, "data.length": 2048}
+GPT3 |= {**GPT_TOKENS, "tokenizer.vocab": 50_257, "optim.weight_decay": 0.1, "optim.final": 0.1, "data.length": 2048}
 PUBLISHED: dict[str, dict[str, Any]] = {
     "bert": {
         **ADAM,
         **{"steps": 1_000_000, "data.batch": 256, "optim.lr": 1e-4, "optim.warmup": 10_000, "optim.b2": 0.999},
-        **{"optim.weight_decay": 0.01, "masking.rate": 0.15, "masking.masked": 0.8, "masking.random": 0.1},
+        **{"optim.weight_decay": 0.01, "masking.rate": 0.15, "masking.masked": 0.8, "masking.random": 0.1, "masking.static": 10},
+        **{**WORDPIECE, "masking.most": 20, "data.rows": "segment_pairs", "optim.final": 0.0, "optim.eps": 1e-6},
+        **{"optim.clip": 1.0, "optim.decayed": "matrices"},
     },
-    "bert-large-lamb": {"steps": 7038, "data.batch": 65_536, "data.length": 128, "optim.lr": 6e-3, "optim.warmup": 0.2843},
-    "bert-large-lamb-512": {"steps": 1563, "data.batch": 32_768, "data.length": 512, "optim.lr": 4e-3, "optim.warmup": 0.128},
+    "bert-large-lamb": {
+        "optim.name": "lamb",
+        "steps": 7038,
+        "data.batch": 65_536,
+        "data.length": 128,
+        "optim.lr": 6e-3,
+        "optim.warmup": 0.2843,
+    },
+    "bert-large-lamb-512": {
+        "optim.name": "lamb",
+        "steps": 1563,
+        "data.batch": 32_768,
+        "data.length": 512,
+        "optim.lr": 4e-3,
+        "optim.warmup": 0.128,
+    },
     "roberta": {
         **ADAM,
-        **{"steps": 500_000, "data.batch": 8192, "optim.lr": 6e-4, "optim.warmup": 24_000, "optim.b2": 0.98, "optim.eps": 1e-6},
+        **{"data.rows": "full_sentences", "tokenizer.kind": "roberta", "tokenizer.vocab": 50_265, "masking.rate": 0.15},
+        **{"masking.masked": 0.8, "masking.random": 0.1},
+        **{"steps": 500_000, "optim.lr": 6e-4, "optim.warmup": 24_000, "optim.b2": 0.98, "optim.eps": 1e-6},
         **{"optim.weight_decay": 0.01, "optim.clip": 0.0, "data.length": 512, "masking.static": 0},
     },
-    "distilbert": {"data.batch": 4000, "optim.lr": 5e-4, "distillation.temperature": 2.0, "masking.rare": 0.7},
+    "distilbert": {
+        **{**ADAM, "data.batch": 4000, "optim.lr": 5e-4, "optim.warmup": 300, "optim.b2": 0.98, "optim.eps": 1e-6},
+        **{"optim.weight_decay": 0.0, "optim.clip": 5.0, "distillation.temperature": 2.0, "distillation.soft": 5.0},
+        **{"distillation.masked": 2.0, "distillation.cosine": 1.0, "distillation.divergence": "forward_kl"},
+        **{"masking.rare": 0.7, "masking.rate": 0.15, "masking.masked": 0.8, "masking.random": 0.1, "masking.static": 0},
+    },
     "xlnet": PERMUTATION,
     "xlnet-large": {
         **PERMUTATION,
         **{"steps": 500_000, "data.batch": 8192, "optim.lr": 4e-4, "optim.warmup": 40_000, "optim.schedule": "linear"},
-        **{"optim.weight_decay": 0.01, "optim.eps": 1e-6},
+        **{"optim.name": "adamw", "optim.weight_decay": 0.01, "optim.eps": 1e-6},
     },
-    "t5": {**T5, "steps": 524_288, "data.batch": 128},
+    "t5": {**T5, "tokenizer.kind": "sentencepiece", "tokenizer.vocab": 32_100, "steps": 524_288, "data.batch": 128},
     "t5-v1-1": {**T5, "steps": 100_000, "data.batch": 256, "model.dropout": 0.0},
     "transformer-base": {
         **{"steps": 100_000, "label_smoothing": 0.1, "optim.b1": 0.9, "optim.b2": 0.98, "optim.eps": 1e-9, "optim.warmup": 4000},
-        **{"optim.schedule": "inverse_sqrt", "tokenizer.vocab": 37_000},
+        **{"optim.schedule": "inverse_sqrt", "tokenizer.vocab": 37_000, "optim.name": "adamw"},
+        **{"optim.lr": 512**-0.5 * 4000**-0.5},
     },
-    "modernbert-base": {**STABLE, **SHORT, "data.batch": 4608, "optim.lr": 8e-4, "optim.weight_decay": 1e-5},
-    "modernbert-base-context": {**STABLE, **LONG, "data.batch": 576, "optim.lr": 3e-4, "optim.weight_decay": 1e-5},
+    "modernbert-base": {**PHASE, **SHORT, "data.batch": 4608, "optim.lr": 8e-4, "optim.weight_decay": 1e-5},
+    "modernbert-base-context": {**PHASE, **LONG, "data.batch": 576, "optim.lr": 3e-4, "optim.weight_decay": 1e-5},
     "modernbert-base-decay": {
-        **{**STABLE, **LONG, "data.batch": 576, "optim.lr": 3e-4, "optim.weight_decay": 1e-5},
-        **{"optim.decay_shape": "sqrt", "optim.final": 0.001},
+        **{**DECAY, **LONG, "data.batch": 576, "optim.lr": 3e-4, "optim.weight_decay": 1e-5},
     },
-    "modernbert-large": {**STABLE, **SHORT, "data.batch": 4928, "optim.lr": 5e-4, "optim.weight_decay": 1e-5},
-    "modernbert-large-context": {**STABLE, **LONG, "data.batch": 616, "optim.lr": 5e-5, "optim.weight_decay": 1e-6},
+    "modernbert-large": {**PHASE, **SHORT, "data.batch": 4928, "optim.lr": 5e-4, "optim.weight_decay": 1e-5},
+    "modernbert-large-context": {**PHASE, **LONG, "data.batch": 616, "optim.lr": 5e-5, "optim.weight_decay": 1e-6},
     "modernbert-large-decay": {
-        **{**STABLE, **LONG, "data.batch": 624, "optim.lr": 5e-5, "optim.weight_decay": 1e-6},
-        **{"optim.decay_shape": "sqrt", "optim.final": 0.001},
+        **{**DECAY, **LONG, "data.batch": 624, "optim.lr": 5e-5, "optim.weight_decay": 1e-6},
     },
-    "ettin-17m": {**STABLE, **SHORT, "data.batch": 4608, "optim.lr": 3e-3, "optim.weight_decay": 3e-4},
-    "ettin-decoder-17m": {"data.batch": 4608, "data.length": 1024, "optim.lr": 3e-3, "optim.weight_decay": 3e-4},
-    "gpt2": {"optim.lr": 6e-4, "steps": 600_000, "optim.warmup": 2000, "optim.b2": 0.95, "optim.weight_decay": 0.1},
+    "ettin-17m": {
+        **STABLE,
+        **SHORT,
+        "masking.rate": 0.3,
+        "optim.schedule": "constant",
+        "optim.lr": 3e-3,
+        "optim.weight_decay": 3e-4,
+    },
+    "ettin-decoder-17m": {
+        **{**STABLE, **SHORT, "optim.schedule": "constant", "optim.lr": 3e-3, "optim.weight_decay": 3e-4},
+        **{"tokenizer.kind": "modernbert", "tokenizer.vocab": 50_368},
+    },
+    "gpt2": {
+        **{
+            "optim.lr": 6e-4,
+            "steps": 600_000,
+            "optim.warmup": 2000,
+            "optim.b1": 0.9,
+            "optim.b2": 0.95,
+            "optim.weight_decay": 0.1,
+        },
+        **{"optim.name": "adamw", "optim.schedule": "cosine", "optim.final": 0.1, "optim.clip": 1.0, "data.length": 1024},
+        **{**GPT_TOKENS, "tokenizer.vocab": 50_257},
+        **{"model.dropout": 0.0, "model.embedding_dropout": 0.0, "model.attention_dropout": 0.0},
+    },
     "gpt3-small": {**GPT3, "optim.lr": 6e-4},
     "gpt3-175b": {**GPT3, "optim.lr": 6e-5},
-    "llama3-8b": {"optim.lr": 3e-4, "optim.warmup": 8000, "optim.schedule": "cosine", "optim.final": 0.01, "data.length": 8192},
+    "llama3-8b": {"optim.lr": 3e-4, "optim.schedule": "cosine", "optim.name": "adamw", "tokenizer.vocab": 128_256},
     "smollm2-135m": {**SMOLLM2, "optim.lr": 3e-3, "data.batch": 512, "steps": 2_000_000, "optim.decay_steps": 400_000},
     "smollm2-360m": {**SMOLLM2, "optim.lr": 3e-3, "data.batch": 768, "steps": 2_600_000, "optim.decay_steps": 520_000},
     "smollm2-1-7b": {**SMOLLM2, "optim.lr": 5e-4, "data.batch": 1024, "steps": 5_240_000, "optim.decay_steps": 524_000},
     "smollm3-3b": {
         **{**WSD, "data.length": 4096, "data.batch": 576, "optim.lr": 2e-4, "optim.weight_decay": 0.1, "steps": 4_720_000},
-        **{"optim.decay_steps": 522_000, "model.base": 5e4},
+        **{"optim.decay_steps": 522_000, "optim.decayed": "kernels", "model.base": 5e4, "model.context": 4096},
+        **{**GPT_TOKENS, "tokenizer.vocab": 128_256},
     },
 }
 TOKENS = {
@@ -108,6 +161,10 @@ def test_numbers_are_those_of_the_sources(name: str) -> None:
     named = [option for table in (sources.published, sources.assumed) for options in table.values() for option in options.split()]
     # Each named option is a number of the recipe, and has one place and one reason at most.
     assert set(named) <= numbers.keys()
+    published = {option for option in numbers if sources.status_of(option)[0] == "published"}
+    # Numbers of steps that follow from numbers of tokens are in `TOKENS`.
+    counted = {"steps", "optim.warmup", "optim.decay_steps"} if name in TOKENS else set()
+    assert published - counted <= PUBLISHED[name].keys()
     for table in (sources.published, sources.assumed):
         options = [option for text in table.values() for option in text.split()]
         assert len(options) == len(set(options)), name

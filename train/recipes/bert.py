@@ -76,7 +76,7 @@ LAMB_ASSUMED = {
     assumed=LAMB_ASSUMED,
 )
 def bert_large_lamb() -> Run:
-    """Train BERT large in 7,038 steps of 65,536 rows with LAMB: the first phase, with rows of 128 tokens (You et al. 2020).
+    """Train BERT large with LAMB (You et al. 2020) and a linear decay: the first phase, 7,038 steps of 65,536 rows of 128 tokens.
 
     Command: zoo train bert-large-lamb --data.paths corpus.jsonl
     Hardware: meant for 8 accelerators of 80 GB or more; with --accumulate it fits on fewer.
@@ -103,7 +103,7 @@ def bert_large_lamb() -> Run:
     assumed=LAMB_ASSUMED,
 )
 def bert_large_lamb_512() -> Run:
-    """Train the second phase of BERT large with LAMB: 1,563 steps of 32,768 rows of 512 tokens, from a run of the first.
+    """Train the second phase of BERT large with LAMB, with a linear decay: 1,563 steps of 32,768 rows of 512 tokens.
 
     Command: zoo train bert-large-lamb-512 --init runs/bert-large-lamb --data.paths corpus.jsonl
     Hardware: meant for 8 accelerators of 80 GB or more; with --accumulate it fits on fewer.

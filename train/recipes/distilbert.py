@@ -39,9 +39,9 @@ def distilbert_nano() -> Run:
     "Sanh et al. 2019, and huggingface/transformers, examples/research_projects/distillation",
     published={
         "section 3": "data.batch masking.static distillation.temperature",
-        "README of the code, command of the released student": "distillation.soft distillation.masked distillation.cosine "
-        "optim.lr masking.rare optim.clip optim.eps optim.b1 optim.b2 optim.weight_decay optim.warmup optim.schedule",
-        "train.py and distiller.py": "masking.rate masking.masked masking.random distillation.divergence",
+        "README of the code, command of the released student": "distillation.soft distillation.masked distillation.cosine",
+        "train.py and distiller.py": "masking.rate masking.masked masking.random masking.rare distillation.divergence optim.name "
+        "optim.lr optim.clip optim.eps optim.b1 optim.b2 optim.weight_decay optim.warmup optim.schedule",
     },
     assumed={
         "three epochs of 3.3 billion words": "steps",
@@ -49,7 +49,7 @@ def distilbert_nano() -> Run:
     },
 )
 def distilbert() -> Run:
-    """Distill a BERT base, your own or from the hub, into DistilBERT on your own text, as released (Sanh et al. 2019).
+    """Distill a BERT base into DistilBERT on your own text, as released (Sanh et al. 2019), but with trained positions.
 
     Command: zoo train distilbert --distillation.teacher models/bert-base-uncased --data.paths corpus.jsonl
     Hardware: the authors used 8 V100 of 16 GB.

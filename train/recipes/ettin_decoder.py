@@ -35,17 +35,19 @@ def ettin_decoder_nano() -> Run:
     "ettin-decoder-17m",
     "Weller et al. 2025, and JHU-CLSP/ettin-encoder-vs-decoder 6cbf954a, pretraining/configs/standard",
     published={
-        "very_tiny/decoder_very_tiny.yaml": "steps data.length data.batch data.rows optim.name optim.b1 optim.b2 optim.eps "
+        "very_tiny/decoder_very_tiny.yaml": "steps data.length data.batch optim.name optim.b1 optim.b2 optim.eps "
         "optim.lr optim.weight_decay optim.independent_decay optim.decayed optim.schedule optim.warmup model.global_base",
         "section 3": "tokenizer.kind tokenizer.vocab",
     },
     assumed={
         "the file begins with smaller batches, up to 125 billion tokens, which are not built": "data.batch",
+        "the file does not pack documents into rows": "data.rows",
         "no clipping beside that of the optimizer": "optim.clip",
+        "the file drops 0.1 of the outputs of attention, attention_dropout also its weights": "model.attention_dropout",
     },
 )
 def ettin_decoder_17m() -> Run:
-    """Train the smallest Ettin decoder from scratch on your own text: its first phase, with the full batch throughout.
+    """Train the smallest Ettin decoder from scratch on your own text: its first phase, with the full batch, in packed rows.
 
     Command: zoo train ettin-decoder-17m --data.paths corpus.jsonl --tokenizer.path FOLDER_WITH_ETTIN_TOKENIZER_JSON
     Hardware: meant for accelerators; it was trained on four H100 for 6 days (pretraining/README.md).

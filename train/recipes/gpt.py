@@ -78,7 +78,7 @@ GPT3_NUMBERS = {
     "section 2.1": "tokenizer.kind",
 }
 GPT3_ASSUMED = {
-    "the batch of table 2.1; the paper begins with 32,000 tokens and grows over the first 4 to 12 billion": "data.batch",
+    "about the batch of table 2.1; the paper begins with 32,000 tokens and grows over the first 4 to 12 billion": "data.batch",
 }
 
 

@@ -79,10 +79,7 @@ def smollm2_1_7b() -> Run:
 @provenance(
     "smollm3-3b",
     SMOLLM,
-    published={
-        "smollm3/stage1_8T.yaml and the README": f"{SMOLLM_NUMBERS} model.base",
-    },
-    assumed={"some of the parameters are excluded there": "optim.decayed"},
+    published={"smollm3/stage1_8T.yaml and the README": f"{SMOLLM_NUMBERS} optim.decayed model.base model.context"},
 )
 def smollm3_3b() -> Run:
     """Train SmolLM3 3B on rows of 4,096 tokens, as published: its main phase, before longer rows. For planning.
@@ -94,7 +91,7 @@ def smollm3_3b() -> Run:
     """
     run = _smollm("smollm3-3b", 4_720_000, 576, lr=2e-4, decay=522_000, length=4_096)
     model = dataclasses.replace(run.model, context=4_096, base=50_000.0, compute=Compute(remat="full"))
-    optim = dataclasses.replace(run.optim, weight_decay=0.1)
+    optim = dataclasses.replace(run.optim, weight_decay=0.1, decayed="kernels")
     return dataclasses.replace(run, model=model, optim=optim, precision="bfloat16", mesh=Mesh(fsdp=192, tensor=2), accumulate=3)
 
 
@@ -119,18 +116,18 @@ def _smollm(size: str, steps: int, batch: int, *, lr: float, decay: int, length:
     "Llama Team 2024",
     published={
         "table 3": "optim.lr",
-        "section 3.4.1": "optim.name optim.schedule optim.warmup optim.final data.length",
+        "section 3.4.1": "optim.name optim.schedule",
         "section 3.2": "tokenizer.vocab",
     },
     assumed={
-        "the batch of the paper for 405B, whose smaller first ones are not built": "data.batch",
+        "those of 405B, whose smaller first batches are not built": "data.batch data.length optim.warmup optim.final",
         "15 trillion tokens": "steps",
         "as in Llama 2 (Touvron et al. 2023, section 2.2)": "optim.b1 optim.b2 optim.weight_decay optim.clip",
         "the rotations of rows of 8,192 tokens, before those of longer ones": "model.context model.scaling model.scaling_factor",
     },
 )
 def llama3_8b() -> Run:
-    """Train Llama 3.1 8B on rows of 8,192 tokens, as before its longer rows (Llama Team 2024, section 3.4). For planning.
+    """Train Llama 3.1 8B at its rate, with the batch, rows and schedule of 405B (Llama Team 2024, section 3.4). For planning.
 
     Command: zoo train llama3-8b --data.paths corpus.jsonl --tokenizer.path FOLDER_WITH_LLAMA_3_TOKENIZER_JSON
     Hardware: 512 accelerators of 80 GB or more, fsdp 512.

@@ -160,11 +160,16 @@ def modernbert_large_decay() -> Run:
 @provenance(
     "ettin-encoder-17m",
     "Weller et al. 2025, and JHU-CLSP/ettin-encoder-vs-decoder 6cbf954a, pretraining/configs/standard",
-    published={"very_tiny/encoder_very_tiny.yaml": NUMBERS, **TOKENIZER},
-    assumed={RAMP.format("1,152", 125): "data.batch", **MASKS},
+    published={"very_tiny/encoder_very_tiny.yaml": NUMBERS},
+    assumed={
+        "the file begins with smaller batches, up to 125 billion tokens, which are not built": "data.batch",
+        "the file does not pack documents into rows": "data.rows",
+        "that of ModernBERT": "tokenizer.kind tokenizer.vocab",
+        **MASKS,
+    },
 )
 def ettin_17m() -> Run:
-    """Train the smallest Ettin encoder from scratch on your own text: its first phase, with the full batch throughout.
+    """Train the smallest Ettin encoder from scratch on your own text: its first phase, with the full batch, in packed rows.
 
     Command: zoo train ettin-17m --data.paths corpus.jsonl --tokenizer.path FOLDER_WITH_MODERNBERT_TOKENIZER_JSON
     Hardware: meant for accelerators; all three phases took 141 hours on four H100 (pretraining/README.md).

@@ -36,13 +36,17 @@ def roberta_nano() -> Run:
     "roberta-base",
     "Liu et al. 2019",
     published={
-        "table 9": "steps data.batch optim.name optim.lr optim.warmup optim.schedule optim.b1 optim.b2 optim.eps "
+        "table 9": "steps optim.name optim.lr optim.warmup optim.schedule optim.b1 optim.b2 optim.eps "
         "optim.weight_decay optim.clip",
         "section 4.1": "masking.static masking.rate masking.masked masking.random",
         "sections 4.2 and 5": "data.rows data.length",
         "section 4.4": "tokenizer.kind tokenizer.vocab",
     },
-    assumed={"fairseq's polynomial decay ends at 0": "optim.final", "as in BERT": "optim.decayed"},
+    assumed={
+        "8K in the table": "data.batch",
+        "fairseq's polynomial decay ends at 0": "optim.final",
+        "as in BERT": "optim.decayed",
+    },
 )
 def roberta() -> Run:
     """Train RoBERTa base from scratch on your own text, as published (Liu et al. 2019, table 9).

@@ -51,7 +51,7 @@ def transformer_nano() -> Run:
     },
 )
 def transformer_base() -> Run:
-    """Train the Transformer base on your own pairs, as published (section 5): about 25,000 tokens per side and step.
+    """Train the Transformer base on your own pairs, as published (section 5) but with a unigram vocabulary.
 
     Command: zoo train transformer-base --pairs.source train.en --pairs.target train.de
     Hardware: meant for 8 accelerators.

@@ -42,8 +42,8 @@ def xlnet_nano() -> Run:
         "permutation.bidirectional permutation.spans permutation.longest permutation.context tokenizer.kind tokenizer.vocab",
     },
     assumed={
-        "BERT base's, since table 6 compares with it and prints no numbers of its training": "steps data.batch optim.lr "
-        "optim.warmup optim.schedule optim.final optim.b2 optim.eps optim.weight_decay",
+        "BERT base's, since table 6 compares with it and prints no numbers of its training": "steps data.batch optim.name "
+        "optim.lr optim.b1 optim.decayed optim.warmup optim.schedule optim.final optim.b2 optim.eps optim.weight_decay",
     },
 )
 def xlnet() -> Run:
