@@ -50,7 +50,7 @@ def commands(text: str) -> Iterator[list[str]]:
                     # Recipes for fine-tuning read the folder of --init; the options of others depend on whether they have one.
                     recipe = args[1] if args[0] == "train" and args[1:] else ""
                     if recipe not in recipes.recipes() or recipes.takes_weights(recipe):
-                        args = shlex.split(re.sub(r"--init \S+( --fork)?", "", match[1]))
+                        args = shlex.split(re.sub(r"--init \S+( --fork \S+)?", "", match[1]))
                     if not (args[0] in ("train", "plan") and args[1:] and args[1].isupper()):
                         yield args
 

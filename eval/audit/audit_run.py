@@ -73,7 +73,7 @@ def audit_run(path: str, options: AuditOptions) -> dict[str, Any]:
     manifests, best, checks = _stored_checks(folder, run, starts)
     newest, selected = max(manifests), max(best) if best and run.selection.best else None
     seed = seed_of_digests(files) if options.seed is None else options.seed
-    states = [0, *manifests]
+    states = [run.fork, *manifests]
     choice = {"steps": run.steps, "every": run.log.every, "count": options.steps, "share": options.share, "seed": seed}
     intervals = choose_intervals(states, **choice, best=selected)
     replayed: list[Replayed] = []
@@ -164,10 +164,11 @@ def _check_ledger(folder: RunDir, prepared: PreparedRun, manifests: Manifests) -
     """Compare every row of the ledger with the rows that the seed and the data determine for its step."""
     rows = [row for row in read_rows(folder.ledger) if row["step"] <= max(manifests)]
     problem = ""
-    if [row["step"] for row in rows] != list(range(1, max(manifests) + 1)):
-        problem = f"it does not have each of the steps 1 to {max(manifests)} once"
+    first, run = prepared.run.fork + 1, prepared.run
+    if [row["step"] for row in rows] != list(range(first, max(manifests) + 1)):
+        problem = f"it does not have each of the steps {first} to {max(manifests)} once"
     else:
-        batches, run = prepared.batches, prepared.run
+        batches = prepared.batches
         wrong = (row["step"] for row in rows if row.get("rows") != batches.rows_of(run.batch_of(row["step"] - 1)).tolist())
         problem = f"step {step} does not have the rows of its batch" if (step := next(wrong, None)) is not None else ""
     return passed_or_failed("samples of each step", problem, f"{len(rows)} steps have the rows that the seed determines")

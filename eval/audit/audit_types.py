@@ -59,7 +59,7 @@ def choose_intervals(
     last one completely; the others have at most their parts of `share`, but at least a row of metrics.
 
     Args:
-        states: steps of the stored states, ascending, with 0 for the initial parameters.
+        states: steps of the stored states, ascending, with 0, or the step of a fork, for the initial state.
         steps: number of steps of the run.
         every: number of steps between two rows of metrics.
         count: number of intervals; 0 = all of the run, each interval completely.
@@ -74,7 +74,7 @@ def choose_intervals(
     others = np.random.default_rng(seed).permutation(len(pairs) - 1)[: count - 1].tolist() if len(pairs) > 1 else []
     required: list[int] = [len(pairs) - 1, *([] if scored is None else [scored])]
     chosen: list[int] = sorted({*others, *required})
-    longest = int(share * steps / len(chosen))
+    longest = int(share * (steps - states[0]) / len(chosen))
     intervals = []
     for number in chosen:
         first, end = pairs[number]
@@ -99,10 +99,10 @@ def describe_coverage(
     partly = "the other steps were not replayed: a step is replayed only together with all steps since the stored state before it"
     return {
         "replayed_steps": taken,
-        "steps": steps,
-        "share": taken / steps,
+        "steps": steps - states[0],
+        "share": taken / (steps - states[0]),
         "stored_states": list(states),
         "states_reproduced": list(reproduced),
         "states_not_reproduced": [state for state in states[1:] if state not in reproduced],
-        "note": "all steps up to the newest checkpoint were replayed" if taken == states[-1] else partly,
+        "note": "all steps up to the newest checkpoint were replayed" if taken == states[-1] - states[0] else partly,
     }

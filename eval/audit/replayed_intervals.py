@@ -18,6 +18,7 @@ from eval.tasks.held_out.scorers import scorer
 from train.checkpoints.checkpoints import Checkpoints
 from train.checkpoints.manifest import NAME, by_path, folder_name
 from train.config.run_config import Mesh, Run
+from train.engine.averages import scored_parameters
 from train.loop.loop_state import TrainingLoop
 from train.replay import Replays
 from train.run.metrics_file import read_rows
@@ -142,9 +143,8 @@ class RunReplays:
         if interval.is_complete and not differences:
             problems += self._compare_state(loop, replays, interval.end)
         elif interval.is_complete:
-            distances.append(
-                self._compare_parameters(self._folder.checkpoints, interval.end, _scored_part(loop), replays, problems)
-            )
+            computed = _parameters(loop.global_state().params, loop)
+            distances.append(self._compare_parameters(self._folder.checkpoints, interval.end, computed, replays, problems))
         if selected and self._best is not None:
             exact = not differences
             distance = self._compare_parameters(self._folder.best, self._best, selected, replays, problems, exact=exact)
@@ -180,7 +180,7 @@ class RunReplays:
     def _compare_rows(self, folder: RunDir, interval: Interval, *, bits: bool) -> tuple[int, list[str]]:
         """Return the number of rows of metrics.jsonl that were compared, and what differs in them and in the ledger."""
         first, last, problems = interval.first, interval.last, []
-        at_row = first == 0 or any(row["step"] == first and row.get("kind") == "train" for row in self._metrics)
+        at_row = first == self._run.fork or any(row["step"] == first and row.get("kind") == "train" for row in self._metrics)
         for path, stored in ((folder.metrics, self._metrics), (folder.ledger, self._ledger)):
             # Fine-tuning begins with a validation before the first step.
             rows = [row for row in stored if first < row["step"] <= last or (first == 0 == row["step"])]
@@ -252,7 +252,7 @@ class RunReplays:
         """Return a new folder with the state that an interval begins with."""
         folder = RunDir(self._work / f"from-{interval.first}")
         folder.path.mkdir()
-        if interval.first:
+        if interval.first > self._run.fork:
             name = folder_name(interval.first)
             shutil.copytree(self._folder.checkpoints / name, folder.checkpoints / name)
             if self._folder.base.is_dir():
@@ -261,9 +261,14 @@ class RunReplays:
 
 
 def _scored_part(loop: TrainingLoop) -> dict[str, Any]:
-    """Return the parameters and the step of a replay by their paths."""
+    """Return the parameters that RUN/best would have of a replay, and the step, by their paths."""
+    return _parameters(scored_parameters(loop.global_state()), loop)
+
+
+def _parameters(params: Any, loop: TrainingLoop) -> dict[str, Any]:
+    """Return parameters of a replay and its step by their paths."""
     state = loop.global_state()
-    return by_path(jax.device_get({"params": state.params, "step": state.step}))
+    return by_path(jax.device_get({"params": params, "step": state.step}))
 
 
 def _ignore(line: str) -> None:

@@ -110,11 +110,11 @@ def test_a_fork_with_a_decay_is_the_run_that_would_have_had_it(capsys: pytest.Ca
     decay = ["--optim.schedule", "wsd", "--optim.decay-steps", "4"]
     assert main.main(command("plateau", 8, *CONSTANT)) == 0
     assert main.main(command("direct", 12, *decay)) == 0
-    forked = command("forked", 12, *decay, "--init", "runs/plateau", "--fork")
+    forked = command("forked", 12, *decay, "--init", "runs/plateau", "--fork", "8")
     capsys.readouterr()
     with faults("train.step:error:3"), pytest.raises(RuntimeError, match="fault at"):
         main.main(forked)
-    assert "continues runs/plateau from step 8, with its moments and its order of the data" in capsys.readouterr().out
+    assert "continues runs/plateau from step 8, with its moments and its position in the data" in capsys.readouterr().out
     assert main.main(forked) == 0
     forked_run, direct = (Training(Path.cwd(), name) for name in ("forked", "direct"))
     states = [run.state() for run in (forked_run, direct)]
@@ -123,25 +123,38 @@ def test_a_fork_with_a_decay_is_the_run_that_would_have_had_it(capsys: pytest.Ca
     assert forked_run.ledger() == direct.ledger()[8:]
     scores = [json.loads((run.folder / "scores.json").read_text()) for run in (forked_run, direct)]
     assert scores[0] == scores[1]
+    # The step is a part of the command, so that a source that goes on changes nothing.
+    assert main.main(command("plateau", 12, *CONSTANT, "--extend", "--checkpoint.keep", "9")) == 0
+    assert main.main(["audit", "runs/forked", "--steps", "0"]) == 0
 
 
 def test_what_cannot_be_forked_is_refused_in_one_line(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     assert main.main(command("done", 8)) == 0
     assert main.main(["export", "runs/done", "published"]) == 0
-    init = ["--init", "runs/done", "--fork"]
+    init = ["--init", "runs/done", "--fork", "8"]
     capsys.readouterr()
     for flags, message in (
-        ((12, "--fork"), "--fork True: it continues the state of the run --init; name one, or leave --fork out"),
-        ((12, "--init", "published", "--fork"), "--fork True: published has weights alone, and no moments; name a run, or leave"),
-        ((8, *init), "--steps 8: runs/done has taken 8 steps, and --steps counts them too; choose more"),
+        ((12, "--fork", "8"), "--fork 8: it is a step of the run --init, before --steps; name a run, and a step of it, or leave"),
         (
-            (12, *init, "--seed", "1"),
-            "--seed 1: the order of the data of runs/done follows from 0; choose it, or leave --fork out",
+            (12, "--init", "published", "--fork", "8"),
+            "--fork 8: published has weights alone, and no moments; name a run, or leave",
         ),
+        ((8, *init), "--fork 8: it is a step of the run --init, before --steps; name a run, and a step of it, or leave it out"),
+        (
+            (12, *init[:3], "5"),
+            "--fork 5: runs/done has checkpoints of the steps 4, 8; choose one of them, or train with a larger",
+        ),
+        ((12, *init, "--seed", "1"), "--seed 1: the state of runs/done has 0; choose it, or leave --fork out"),
+        ((12, *init, "--data.batch", "16"), "--data.batch 16: the state of runs/done has 8; choose it, or leave --fork out"),
         (
             (12, *init, "--optim.name", "lion"),
-            "--optim.name lion: runs/done has the moments of muon; choose it, or leave --fork",
+            "--optim.name lion: the state of runs/done has muon; choose it, or leave --fork out",
         ),
+        (
+            (12, *init, "--optim.average", "0.9"),
+            "--optim.average 0.9: runs/done has no average of its parameters; choose the same",
+        ),
+        ((12, *init, "--lora.rank", "2"), "--fork 8: adapters and frozen parts cannot be forked; leave it out"),
     ):
         ended = call(capsys, *command("fork", *flags))
         assert ended.code == 2 and message in ended.stderr, ended

@@ -61,7 +61,8 @@ def test_the_average_is_scored_and_loaded_and_continues_after_a_kill(capsys: pyt
 
 
 def test_the_best_checkpoint_has_the_average() -> None:
-    best = train("best", "--selection.best")
+    best = train("best", "--selection.best", "--log.ledger")
     plain = averages_of(best.state())
     for path, leaf in parameters("runs/best").items():
         np.testing.assert_array_equal(leaf, plain[path])
+    assert main.main(["audit", "runs/best", "--steps", "0"]) == 0

@@ -286,7 +286,7 @@ class ReferenceOptions(TokenOptions):
         options, name = getattr(self, self.objective), self.objective
         fix = f"the reference is the model of --init, which is not set; name one, or choose --{name}.reference none"
         require(bool(run.init) or not options.has_reference, f"{name}.reference", options.reference, fix)
-        _check_reference_positions(run, options.has_reference)
+        _check_reference(run, options.has_reference)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -345,7 +345,7 @@ class RolloutOptions(TokenOptions):
         beta = getattr(self, self.objective).beta
         fix = "the KL divergence is to the model of --init, which is not set; name one, or choose 0"
         require(bool(run.init) or beta == 0, f"{self.objective}.beta", beta, fix)
-        _check_reference_positions(run, beta != 0)
+        _check_reference(run, beta != 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -370,10 +370,12 @@ class PpoOptions(RolloutOptions):
     ppo: Ppo = Ppo()
 
 
-def _check_reference_positions(run: Any, has_reference: bool) -> None:
-    """Refuse a reference whose positions are not those of the model in training."""
+def _check_reference(run: Any, has_reference: bool) -> None:
+    """Refuse a reference with other positions than the model in training, or of another model than before a fork."""
     fix = "the reference is the model of --init with its own positions; train it with longer rows first, and name that run"
     require(run.init_positions == "same" or not has_reference, "init_positions", run.init_positions, fix)
+    fix = "the reference is the model of --init, and that of a continued run would be another one; leave it out"
+    require(not run.fork or not has_reference, "fork", run.fork, fix)
 
 
 def _check_completions(run: Any) -> None:

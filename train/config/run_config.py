@@ -199,8 +199,9 @@ class Run(Generic[Model, Options, DataOptions]):
     init: str = ""
     """Run (a folder, s3://... or gs://...), folder of published weights, or hub:ID with the initial parameters and the tokenizer;
     empty = random parameters."""
-    fork: bool = False
-    """Continue the whole state of the run --init: also its moments and its position in the data. --steps counts its steps too."""
+    fork: int = 0
+    """Step of the run --init whose whole state is continued: also its moments and its position in the data. --steps counts the
+    steps before it too. 0 = none: only parameters are taken from --init."""
     init_positions: InitPositions = "same"
     """Positions in a model of longer rows than that of --init. same: its own, so that no other --model.context is accepted;
     interpolate: the learned ones, interpolated linearly to --model.context; recompute: rotations by --model.context, --model.base
@@ -283,8 +284,10 @@ class Run(Generic[Model, Options, DataOptions]):
         return self.options.rollout.batch_of(step) if isinstance(self.options, RolloutOptions) else step
 
     def __post_init__(self) -> None:
-        fix = "it continues the state of the run --init; name one, or leave --fork out"
-        require(not self.fork or bool(self.init), "fork", self.fork, fix)
+        fix = "it is a step of the run --init, before --steps; name a run, and a step of it, or leave it out"
+        require(self.fork == 0 or (bool(self.init) and 0 < self.fork < self.steps), "fork", self.fork, fix)
+        fix = "responses are sampled and rewarded for several steps; leave it out"
+        require(not self.fork or not self.rewards, "fork", self.fork, fix)
         if type(self.data) is not self.options.data:
             raise TypeError(f"{self.objective} needs {self.options.data.__name__}, not {type(self.data).__name__}")
         require(1 <= self.steps < 1 << 31, "steps", self.steps, "choose 1 to 2,147,483,647")

@@ -135,7 +135,7 @@ def _check_restored(opened: OpenRun, restored: dict[str, Any], metadata: dict[st
 def _write_folder(opened: OpenRun, assembly: Assembly, checkpoint: Any) -> None:
     """Check the disk, and write the files that a run has from the start on: configuration, tokenizer and shares of the data."""
     run, folder, data, notify = opened.run, opened.folder, opened.data, opened.console.notice
-    done = 0 if checkpoint is None else int(jax.device_get(checkpoint[0].step))
+    done = run.fork if checkpoint is None else int(jax.device_get(checkpoint[0].step))
     base = {} if folder.is_resumable else opened.parameters.base
     disk_space.check_disk_space(folder, run, assembly.state, first=done, base=base)
     if remove_stale_files(folder, run):

@@ -9,9 +9,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from train.checkpoints.checkpoints import Checkpoints
 from train.config import run_config
 from train.engine.state import State
 from train.run.run_dir import is_run, no_checkpoint, read_config
+from train.run.run_identity import flat_options
 from train.weights.load import NEWEST, Loaded, load_model, open_checkpoints
 from train.weights.pretrained_config import check_family
 from train.weights.resolve_model_name import resolve_model_name
@@ -40,44 +42,50 @@ def check_init(run: run_config.Run) -> None:
     if source is None:
         published_weights.open_folder(folder)
         require(not run.fork, "fork", run.fork, f"{run.init} has weights alone, and no moments; name a run, or leave --fork out")
-    elif (latest := open_checkpoints(folder, source, NEWEST if run.fork else None).latest()) is None:
-        raise no_checkpoint(folder)
     elif run.fork:
-        _check_fork(run, source, latest)
+        _check_fork(run, source, open_checkpoints(folder, source, NEWEST))
+    elif open_checkpoints(folder, source).latest() is None:
+        raise no_checkpoint(folder)
 
 
-def _check_fork(run: run_config.Run, source: run_config.Run, latest: int) -> None:
-    """Refuse to continue the state of a run that is another kind of state, or has no further step."""
-    fix = f"{run.init} has taken {latest:,} steps, and --steps counts them too; choose more"
-    require(run.steps > latest, "steps", run.steps, fix)
-    fix = f"the order of the data of {run.init} follows from {source.seed}; choose it, or leave --fork out"
-    require(run.seed == source.seed, "seed", run.seed, fix)
+def _check_fork(run: run_config.Run, source: run_config.Run, checkpoints: Checkpoints) -> None:
+    """Refuse to continue a state that is not there, or that is not one of `run`."""
+    require(
+        not run.has_frozen and not source.has_frozen, "fork", run.fork, "adapters and frozen parts cannot be forked; leave it out"
+    )
     fix = "the moments are not interpolated; leave out one of it and --fork"
     require(run.init_positions != "interpolate", "init_positions", run.init_positions, fix)
-    fix = f"{run.init} has the moments of {source.optim.name}; choose it, or leave --fork out"
-    require(run.optim.name == source.optim.name, "optim.name", run.optim.name, fix)
+    options = ("seed", "data.batch", "optim.name", "optim.moments", "spikes.sigmas", "spikes.window")
+    values, own = flat_options(source), flat_options(run)
+    for option in options:
+        fix = f"the state of {run.init} has {values[option]}; choose it, or leave --fork out"
+        require(own[option] == values[option], option, own[option], fix)
     fix = (
-        f"{run.init} trains other parts of its model; choose the same options of --lora and of frozen parts, or leave --fork out"
+        f"{run.init} has {'an' if source.optim.average else 'no'} average of its parameters; choose the same, or leave --fork out"
     )
-    require(not run.has_frozen and not source.has_frozen, "fork", run.fork, fix)
+    require(bool(run.optim.average) == bool(source.optim.average), "optim.average", run.optim.average, fix)
+    steps = checkpoints.valid_steps()
+    kept = (
+        f"{run.init} has checkpoints of the steps {', '.join(map(str, sorted(steps)))}"
+        if steps
+        else f"{run.init} has no checkpoint"
+    )
+    require(run.fork in steps, "fork", run.fork, f"{kept}; choose one of them, or train with a larger --checkpoint.keep")
 
 
 def forked_state(run: run_config.Run, state: State, notify: Callable[[str], None]) -> State:
-    """Return the newest state of the run `run.init`.
+    """Return the state of step `run.fork` of the run `run.init`.
 
     Args:
         state: shapes and shardings of the state of `run`.
 
     Raises:
-        BadInput: the state has other arrays, each of which is named, or its checkpoints are damaged.
+        BadInput: there is no such checkpoint, it is damaged, or its state has other arrays, each of which is named.
     """
-    folder = resolve_model_name(run.init)
-    restored = open_checkpoints(folder, read_config(folder), NEWEST).restore(state)
-    if restored is None:
-        raise no_checkpoint(folder)
-    notify(
-        f"continues {run.init} from step {int(jax.device_get(restored[0].step)):,}, with its moments and its order of the data"
-    )
+    folder = resolve_model_name(run.init, run.fork)
+    restored = open_checkpoints(folder, read_config(folder), NEWEST).restore(state, step=run.fork)
+    assert restored is not None
+    notify(f"continues {run.init} from step {run.fork:,}, with its moments and its position in the data")
     return restored[0]
 
 
