@@ -52,8 +52,8 @@ class Optim:
     warmup: int | float = 100
     """Steps of linear warm-up from 0 (inverse_sqrt_flat: steps at the peak); a number below 1 is a share of --steps."""
     decay_steps: int | float = 0
-    """Steps of the decay, or a share of --steps below 1. wsd: the last ones; cosine, linear: those after the warm-up, before a
-    constant rate. 0 = all after the warm-up (wsd: a fifth of --steps)."""
+    """Steps of the decay, or a share of --steps below 1; at most those after the warm-up. wsd: the last ones; cosine, linear: the
+    first ones after the warm-up, before a constant rate. 0 = all of them (wsd: a fifth of --steps)."""
     decay_shape: Shape = "linear"
     """Shape of the decay of wsd. sqrt: 1 - the square root of the share of the decay's steps."""
     final: float = 0.1
@@ -140,7 +140,7 @@ class Optim:
         """Return the number of steps of the decay of a run of `steps` steps, at least 1."""
         rest = steps - min(self.warmup_steps(steps), steps)
         default = round(0.2 * steps) if self.schedule == "wsd" else rest
-        return max(min(_number_of_steps(self.decay_steps, steps) or default, rest), 1)
+        return max(min(_number_of_steps(self.decay_steps, steps) if self.decay_steps else default, rest), 1)
 
 
 def check_used(optim: Optim, names: Collection[str]) -> None:
@@ -161,6 +161,10 @@ def check_used(optim: Optim, names: Collection[str]) -> None:
             if f"optim.{option}" in names:
                 fix = f"leave it out, or choose one of {', '.join(name for name in choices if option in USES[name])}"
                 raise BadInput(f"--optim.{option.replace('_', '-')}: the {kind} {chosen} does not use it; {fix}")
+    for option in ("decayed", "independent_decay") if not optim.weight_decay else ():
+        if f"optim.{option}" in names:
+            fix = "leave it out, or set --optim.weight-decay"
+            raise BadInput(f"--optim.{option.replace('_', '-')}: there is no weight decay; {fix}")
 
 
 def _number_of_steps(value: int | float, steps: int) -> int:

@@ -17,22 +17,32 @@ from zoo.sharding import path_of
 
 
 def check_optimizer(cfg: Optim, model: Model) -> None:
-    """Refuse options that assume one stack of layers for a model that has two, and rates of parameters that no model has.
+    """Refuse options that assume one stack of layers for a model that has two.
 
     Raises:
-        BadInput: rates by layer or frozen parts are set, or a pattern of --optim.rates matches no parameter.
+        BadInput: rates by layer or frozen parts are set.
     """
-    params = jax.eval_shape(lambda: model.init(jax.random.key(0)))
-    paths = [path_of(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(params)]
-    for pattern, _ in cfg.rate_factors:
-        if not any(pattern.search(path) for path in paths):
-            parts = ", ".join(dict.fromkeys(path.partition("/")[0] + "/" for path in paths))
-            raise BadInput(f"--optim.rates {pattern.pattern}: no parameter matches; their paths begin with {parts}")
-    if (cfg.layer_decay < 1 or cfg.freezes) and "layers" not in params:
+    if (cfg.layer_decay < 1 or cfg.freezes) and "layers" not in jax.eval_shape(lambda: model.init(jax.random.key(0))):
         raise BadInput(
             "--optim.layer-decay, --optim.freeze-layers, --optim.freeze-embeddings: need a model with one stack of layers, and a "
             f"{model.family} has two; leave them out"
         )
+
+
+def check_rates(cfg: Optim, trained: Any) -> None:
+    """Refuse rates of parameters that a run does not train.
+
+    Args:
+        trained: shapes of the trained parameters, those that the objective adds included.
+
+    Raises:
+        BadInput: a pattern of --optim.rates matches none of them.
+    """
+    paths = [path_of(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(trained)]
+    for pattern, _ in cfg.rate_factors:
+        if not any(pattern.search(path) for path in paths):
+            fix = f"choose a part of a path, such as {paths[0]}"
+            raise BadInput(f"--optim.rates {pattern.pattern}: matches no parameter that is trained; {fix}")
 
 
 def make_optimizer(cfg: Optim) -> optax.GradientTransformationExtraArgs:

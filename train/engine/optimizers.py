@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from train.config.optim_options import Optim
 from train.engine.matrix_axes import map_matrices, matrix_kinds, matrix_sizes
 from zoo import plugins
+from zoo.errors import BadInput
 from zoo.sharding import path_of
 
 DECAYED = {
@@ -34,8 +35,12 @@ def direction_of(cfg: Optim) -> optax.GradientTransformation:
     """
     if (plugin := plugins.find_plugin("zoo.optimizers", cfg.name, DIRECTIONS)) is None:
         return DIRECTIONS[cfg.name](cfg)
-    expected = "a function that takes a `train.config.optim_options.Optim` and returns a transformation of optax"
-    return plugins.load_plugin(plugin, expected, callable)(cfg)
+    expected = "a function that takes a `train.config.optim_options.Optim`"
+    direction = plugins.load_plugin(plugin, f"{expected} and returns a transformation of optax", callable)(cfg)
+    if not isinstance(direction, optax.GradientTransformation):
+        fix = f"not a transformation of optax; report it to {plugin.distribution}"
+        raise BadInput(f"{plugin.title}: returned a {type(direction).__name__}, {fix}")
+    return direction
 
 
 def decayed_weights(cfg: Optim) -> optax.GradientTransformation:

@@ -38,8 +38,12 @@ def assemble(run: run_config.Run, objective: Objective, mesh: Mesh, parameters: 
         run: the configuration with its precision resolved, float32 or bfloat16.
         objective: bound to the run (by `bind` of `train.objectives.base.Objective`, or by `bind_abstract`).
         parameters: those that the run trains; None = those of `parametrization_of`.
+
+    Raises:
+        BadInput: --optim.rates names no trained parameter.
     """
     parameters = parameters or parametrization_of(run, objective, mesh)
+    optim.check_rates(run.optim, jax.eval_shape(lambda: parameters.trained.init(jax.random.key(0))))
     model, tx = parameters.model, optim.make_optimizer(run.optim)
     state = abstract_state(run, model, tx, mesh, parameters.trained)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)

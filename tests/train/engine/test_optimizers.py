@@ -290,6 +290,7 @@ def test_wsd_is_constant_and_decays_in_the_last_steps(shape: Any, expected: floa
     rate = make_schedule(cfg, 100)
     at = {step: float(rate(jnp.int32(step))) for step in (0, 9, 10, 79, 80, 90, 100, 120)}
     assert at == pytest.approx({0: 0.1, 9: 1.0, 10: 1.0, 79: 1.0, 80: 1.0, 90: expected, 100: 0.1, 120: 0.1}, rel=1e-5)
+    assert Optim(schedule="wsd", decay_steps=0.001).length_of_decay(200) == 1
     assert Optim(schedule="wsd").length_of_decay(1000) == Optim(schedule="wsd", decay_steps=0.2).length_of_decay(1000) == 200
 
 
@@ -317,6 +318,7 @@ def test_a_decay_of_some_steps_is_followed_by_a_constant_rate(name: Any) -> None
             {"optim.decay_shape"},
             "--optim.decay-shape: the schedule cosine does not use it; leave it out, or choose one of wsd",
         ),
+        ({"weight_decay": 0.0}, {"optim.decayed"}, "--optim.decayed: there is no weight decay; leave it out, or set"),
         (
             {"schedule": "constant"},
             {"optim.final"},
@@ -334,8 +336,10 @@ def test_rates_that_match_nothing_or_are_no_numbers_are_refused() -> None:
     for wrong in ("embed", "=2", "(=2", "embed=-1", "embed=inf"):
         with pytest.raises(BadInput, match=r"--optim\.rates .*choose PATTERN=FACTOR"):
             Optim(rates=(wrong,))
-    with pytest.raises(BadInput, match=r"--optim\.rates head/: no parameter matches; their paths begin with embed/, "):
-        optim.check_optimizer(Optim(rates=("head/=2",)), model(tiny.run().model))
+    trained = {"layers": {"mlp": {"up": {"lora": {"a": jnp.zeros(2)}}}}}
+    optim.check_rates(Optim(rates=("lora/a=2",)), trained)
+    with pytest.raises(BadInput, match=r"--optim\.rates embed/: matches no parameter that is trained; .* layers/mlp/up/lora/a"):
+        optim.check_rates(Optim(rates=("embed/=2",)), trained)
 
 
 def test_the_average_follows_the_parameters() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from zoo.cli.command_setup import named_mesh_axes, option_value, require_one_process, take_objective, unlisted_fields
-from zoo.cli.option_parser import parse
+from zoo.cli.option_parser import explicit_names, parse
 from zoo.errors import BadInput, require
 from zoo.file_access import check_output_file
 
@@ -100,6 +100,7 @@ def parse_options(name: str, args: list[str]) -> Any:
     import tyro
 
     from benchmarks.plan import find_run
+    from train.config.optim_options import check_used
     from train.config.run_config import kind_of
 
     default, args = take_objective(find_run.find_run(name, option_value(args, "--init")), args)
@@ -131,7 +132,9 @@ def parse_options(name: str, args: list[str]) -> Any:
         """Print JSON."""
 
     unlisted, plan = unlisted_fields(default, args), Plan(run=default)
-    return parse(Plan, default=plan, prog=f"zoo plan {name}", args=args, objective=default.objective, unlisted=unlisted)
+    request = parse(Plan, default=plan, prog=f"zoo plan {name}", args=args, objective=default.objective, unlisted=unlisted)
+    check_used(request.run.optim, explicit_names(args))
+    return request
 
 
 HELP = """\
