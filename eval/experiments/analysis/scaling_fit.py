@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from eval.experiments.analysis import isoflop_fit
+from eval.experiments.analysis.fit_claims import FitDraft, compare_estimate, count_inner_minima, judge_fit_claims
 from eval.experiments.analysis.isoflop_fit import Curve, Estimate, Noise, Parabola
 from eval.experiments.analysis.parametric_fit import ParametricLoss, fit_parametric_loss, prediction_weights
 from eval.experiments.analysis.scaling_runs import HOFFMANN, KAPLAN, Budgets, Counting, SizeRuns, read_scaling_runs, row_budget
 from eval.experiments.analysis.significance_tests import LEVEL
-from eval.experiments.analysis.verdicts import decide_claims, p_entries
 
 KAPLAN_EXPONENT, HOFFMANN_EXPONENT = 0.73, 0.5
 FEWEST_SIZES, FEWEST_BUDGETS = 4, 3
@@ -74,6 +74,11 @@ class ScalingFit:
     def has_minimum(self) -> Array:
         """Return which budgets have an inner minimum by the test, [budgets]."""
         return self.inner_p <= LEVEL
+
+    @property
+    def seeds(self) -> int:
+        """Return the fewest seeds of a size."""
+        return min(len(size.losses) for sizes in self.budgets.values() for size in sizes)
 
     def counted(self, counting: Counting) -> tuple[Array, list[Curve], list[Parabola]]:
         """Return the logs of the budgets' FLOPs, the curves and their parabolas, by a way of counting.
@@ -186,21 +191,6 @@ def _control_problem(registration: Mapping[str, Any], cells: Sequence[Mapping[st
     return f"{worst.row} is not better than the control row in every seed" if max(worst.losses) >= min(control) else ""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Draft:
-    """A claim with its p values, before the correction for the other claims."""
-
-    claim: Mapping[str, Any]
-    reason: str
-    """Why the claim is not testable, or else what was estimated."""
-    testable: bool = False
-    above: Array = dataclasses.field(default_factory=lambda: np.ones(3))
-    """p values of "the difference, in the claim's favour, is above" the limits -margin, 0 and margin."""
-    below: Array = dataclasses.field(default_factory=lambda: np.ones(3))
-    difference: Estimate | None = None
-    """Difference between the estimate and the number that it is compared with."""
-
-
 def judge_scaling_claims(
     registration: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], floors: Sequence[Mapping[str, Any]] = ()
 ) -> list[dict[str, Any]]:
@@ -210,85 +200,40 @@ def judge_scaling_claims(
     """
     fit = fit_scaling(registration, cells)
     drafts = [
-        _Draft(claim=claim, reason=fit) if isinstance(fit, str) else STATISTICS[claim["id"]](claim, fit)
+        FitDraft(claim=claim, reason=fit) if isinstance(fit, str) else STATISTICS[claim["id"]](claim, fit)
         for claim in registration["claims"]
     ]
-    if not drafts:
-        return []
-    above, below = (np.stack([getattr(draft, side) for draft in drafts]) for side in ("above", "below"))
-    above, below, verdicts = decide_claims(above, below, np.array([draft.claim["kind"] == "equivalent" for draft in drafts]))
-    seeds = 0 if isinstance(fit, str) else min(len(size.losses) for sizes in fit.budgets.values() for size in sizes)
-    changed = registration.get("changed") or ()
-    return [
-        _entry(draft, above[i], below[i], str(verdicts[i]), claims=len(drafts), seeds=seeds)
-        | {"exploratory": draft.claim["id"] in changed}
-        for i, draft in enumerate(drafts)
-    ]
+    return judge_fit_claims(registration, drafts, 0 if isinstance(fit, str) else fit.seeds)
 
 
-def _entry(draft: _Draft, above: Array, below: Array, verdict: str, *, claims: int, seeds: int) -> dict[str, Any]:
-    """Return the entry of experiment.json; `above` and `below` are the adjusted p values, [3]."""
-    claim, difference, kind = draft.claim, draft.difference, draft.claim["kind"]
-    entry: dict[str, Any] = dict.fromkeys(
-        ("estimate", "interval", "bound", "mde", "rho", "p", "p_holm", "p_direction_holm", "p_opposite_holm")
-    )
-    entry |= {"id": claim["id"], "test": "fit", "n": seeds if draft.testable else 0}
-    if not draft.testable:
-        return entry | {"verdict": "not testable", "reason": draft.reason}
-    entry |= p_entries(kind, draft.above, draft.below, above, below)
-    if difference is not None:
-        low, high = (float(end) for end in difference.interval())
-        is_upper = (kind == "less") != (verdict == "contradicted")
-        entry |= {"estimate": float(difference.value), "interval": [low, high]}
-        entry["bound"] = max(abs(low), abs(high)) if kind == "equivalent" else high if is_upper else low
-        entry["mde"] = difference.detectable(LEVEL / claims, 0.9 if kind == "equivalent" else 0.8)
-    opposite = verdict == "contradicted"
-    level = f"adjusted p {entry['p_opposite_holm' if opposite else 'p_holm']:.2g}{' of the opposite' * opposite}"
-    return entry | {"verdict": verdict, "reason": f"{draft.reason}; {level}"}
+def _inner_minima(claim: Mapping[str, Any], fit: ScalingFit) -> FitDraft:
+    """Compare the number of budgets with an inner minimum with the number that is needed."""
+    return count_inner_minima(claim, fit.inner_p, fit.inner_opposite_p)
 
 
-def _inner_minima(claim: Mapping[str, Any], fit: ScalingFit) -> _Draft:
-    """Compare the number of budgets with an inner minimum with the margin, which is the number that is needed."""
-    needed, count = round(claim["margin"]), len(fit.inner_p)
-    p = float(isoflop_fit.partial_conjunction_p(fit.inner_p, needed))
-    # Fewer than `needed` have one if at least `count - needed + 1` have none.
-    opposite = float(isoflop_fit.partial_conjunction_p(fit.inner_opposite_p, count - needed + 1))
-    inner = int(fit.has_minimum.sum())
-    text = f"{inner} of {count} budgets have an inner minimum by a test at {LEVEL:.1%}, {needed} are needed"
-    return _Draft(claim=claim, reason=text, testable=True, above=np.full(3, p), below=np.full(3, opposite))
-
-
-def _exponent_claim(target: float, counting: Counting, claim: Mapping[str, Any], fit: ScalingFit) -> _Draft:
+def _exponent_claim(target: float, counting: Counting, claim: Mapping[str, Any], fit: ScalingFit) -> FitDraft:
     """Compare an exponent with a published one."""
     exponent = fit.exponent(counting)
     if exponent is None:
         text = f"fewer than {FEWEST_BUDGETS} of {len(fit.budgets)} budgets have an inner minimum"
-        return _Draft(claim=claim, reason=f"{text}, so there are too few optima to fit")
+        return FitDraft(claim=claim, reason=f"{text}, so there are too few optima to fit")
     low, high = exponent.interval()
     text = f"exponent {exponent.value:.3f}, 95% interval {low:.3f} to {high:.3f} ({counting.label})"
-    return _compared(claim, exponent.minus(target), text)
+    return compare_estimate(claim, exponent.minus(target), text)
 
 
-def _prediction(claim: Mapping[str, Any], fit: ScalingFit) -> _Draft:
+def _prediction(claim: Mapping[str, Any], fit: ScalingFit) -> FitDraft:
     """Compare the predicted and the measured loss of the held-out budget, by their ratio."""
     error = fit.prediction_error()
     if error is None:
         what = "the fit to the other budgets has no optimum" if fit.has_minimum[-1] else "there is no inner minimum to predict"
-        return _Draft(claim=claim, reason=f"{what} at the held-out budget, {fit.held_out:g} FLOPs")
+        return FitDraft(claim=claim, reason=f"{what} at the held-out budget, {fit.held_out:g} FLOPs")
     worst = max(fit.size_errors(), key=abs)
     text = f"at {fit.held_out:g} FLOPs the predicted optimal loss differs by {error.value:+.2%}, and that of a size by up to "
-    return _compared(claim, error, f"{text}{worst:+.2%}")
+    return compare_estimate(claim, error, f"{text}{worst:+.2%}")
 
 
-def _compared(claim: Mapping[str, Any], difference: Estimate, text: str) -> _Draft:
-    limits = float(claim["margin"]) * np.array([-1.0, 0.0, 1.0])
-    # In the claim's favour, above 0.
-    toward = dataclasses.replace(difference, value=(-1 if claim["kind"] == "less" else 1) * difference.value)
-    above, below = (np.array([float(test(limit)) for limit in limits]) for test in (toward.p_above, toward.p_below))
-    return _Draft(claim=claim, reason=text, testable=True, difference=difference, above=above, below=below)
-
-
-STATISTICS: Mapping[str, Callable[[Mapping[str, Any], ScalingFit], _Draft]] = {
+STATISTICS: Mapping[str, Callable[[Mapping[str, Any], ScalingFit], FitDraft]] = {
     "inner_minimum": _inner_minima,
     "below_kaplan": functools.partial(_exponent_claim, KAPLAN_EXPONENT, KAPLAN),
     "chinchilla": functools.partial(_exponent_claim, HOFFMANN_EXPONENT, HOFFMANN),
