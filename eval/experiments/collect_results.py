@@ -12,7 +12,7 @@ from eval.experiments import grid_checks, node_status, preregistration
 from eval.experiments.collected_outcomes import write_collected_outcomes
 from eval.experiments.declaration import Experiment
 from eval.experiments.experiment_data import ANY, EMBEDDED
-from eval.experiments.grid import RUNS, TOKENIZER, Grid, Node
+from eval.experiments.grid import TOKENIZER, Grid, Node
 from eval.experiments.item_sampling_error import item_errors
 from train.checkpoints import manifest
 from train.run.metric_definitions import METRICS
@@ -40,8 +40,9 @@ TEXT_SLACK = 0.03
 
 def write_results(grid: Grid, registration: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Write experiment.json and its pages, each atomically, and return the content of experiment.json."""
-    if tokenizer := _manifest(RunDir(folder / RUNS / TOKENIZER)).get("tokenizer"):
-        registration = preregistration.record_tokenizer(registration, tokenizer, folder)
+    for node in (node for node in grid.nodes if node.stage == TOKENIZER):
+        if digest := _manifest(RunDir(folder / node.run)).get("tokenizer"):
+            registration = preregistration.record_tokenizer(registration, digest, folder, node.name)
     content = {**collect_results(grid, registration, folder), "interpretation": read_interpretation(folder)}
     result = json.loads(json.dumps(content))
     write_json(folder / JSON, result)

@@ -76,6 +76,8 @@ class Row:
     """Options of the stages other than the main one, by the name of the stage."""
     recipes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Recipes that replace those of stages, by name of the stage."""
+    tokenizer: str = ""
+    """Recipe that trains the tokenizer of the row; empty = the tokenizer of all rows. Rows of a claim have one tokenizer."""
     without: tuple[str, ...] = ()
     """Stages that the row does not have; its later stages then have no such parent."""
     group: str = ""

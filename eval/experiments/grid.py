@@ -24,7 +24,7 @@ RUNS = "runs"
 PARENTS = ("init", "distillation.teacher")
 """Options that name another run."""
 TOKENIZER = "tokenizer"
-"""Name of the run of one step whose tokenizer all rows use."""
+"""Name of the run of one step whose tokenizer all rows use that do not name another."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ def build_grid(
     seeds = seeds or tuple(range(experiment.tiers[tier].seeds or experiment.seeds))
     with tempfile.TemporaryDirectory() as folder:
         builder = _Builder(experiment, tier, files, read_run, flops_per_step, Path(folder))
-        nodes = [builder.tokenizer()]
+        nodes = [builder.tokenizer(recipe) for recipe in dict.fromkeys(("", *(r.tokenizer for r in experiment.tier_rows(tier))))]
         for seed in seeds:
             for row in experiment.tier_rows(tier):
                 nodes += [node for node in builder.cell(row, seed) if node.name not in {other.name for other in nodes}]
@@ -123,15 +123,19 @@ class _Builder:
     keys: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     """Folder of a run -> its key in `parsed`."""
 
-    def tokenizer(self) -> Node:
-        """Return the node that trains the tokenizer: a run of one step of the main stage, before the options of any row."""
-        stage = self.experiment.main
-        row = Row(name=TOKENIZER, label="", recipes={stage.name: self.experiment.tokenizer or stage.recipe})
+    def tokenizer(self, recipe: str) -> Node:
+        """Return the node that trains a tokenizer: a run of one step of the main stage, before the options of any row.
+
+        Args:
+            recipe: "" = that of the experiment.
+        """
+        stage, name = self.experiment.main, tokenizer_name(recipe)
+        row = Row(name=name, label="", recipes={stage.name: recipe or self.experiment.tokenizer or stage.recipe})
         options = {**_options(self.experiment, self.tier, stage, row), "steps": 1}
-        argv, run, resolved = self._train(row, stage, 0, TOKENIZER, options)
+        argv, run, resolved = self._train(row, stage, 0, name, options)
         return Node(
-            name=TOKENIZER,
-            run=f"{RUNS}/{TOKENIZER}",
+            name=name,
+            run=f"{RUNS}/{name}",
             argv=argv,
             options=resolved,
             stage=TOKENIZER,
@@ -162,7 +166,7 @@ class _Builder:
     def _training(self, row: Row, stage: Stage, seed: int, name: str, parent: Node | None) -> Node:
         options = dict(_options(self.experiment, self.tier, stage, row))
         if parent is None or stage.parent_option != "init":
-            options = {"tokenizer.path": f"{RUNS}/{TOKENIZER}/tokenizer", **options}
+            options = {"tokenizer.path": f"{RUNS}/{tokenizer_name(row.tokenizer)}/tokenizer", **options}
         if parent is not None:
             options[stage.parent_option] = parent.run
         argv, run, resolved = self._train(row, stage, seed, name, options)
@@ -174,7 +178,7 @@ class _Builder:
             stage=stage.name,
             row="" if stage.shared else row.name,
             seed=seed,
-            parents=(parent.name if parent else TOKENIZER,),
+            parents=(parent.name if parent else tokenizer_name(row.tokenizer),),
             config=run,
             seconds=0.0 if self.tier == "smoke" else stage.seconds,
         )
@@ -243,6 +247,11 @@ class _Builder:
             yield
         except BadInput as error:
             raise BadInput(f"experiment {self.experiment.name}, row {row.name}, stage {stage.name}: {error}") from None
+
+
+def tokenizer_name(recipe: str) -> str:
+    """Return the name of the run that trains a tokenizer by a recipe; "" = that of the experiment."""
+    return f"{TOKENIZER}-{recipe}" if recipe else TOKENIZER
 
 
 def option_words(key: str, value: Value, fill: Callable[[str], str] = str) -> list[str]:

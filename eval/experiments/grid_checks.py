@@ -22,7 +22,7 @@ TASK_SCORES = {
 
 
 def check_grid(grid: Grid, costs: Callable[[], Mapping[str, Cost]]) -> None:
-    """Refuse a grid whose rows cannot be compared.
+    """Refuse a grid whose rows cannot be compared. A claim about a fit is about all rows, which may have tokenizers of their own.
 
     Args:
         costs: returns the cost of each node; it is only called for a budget in FLOPs.
@@ -129,9 +129,12 @@ def _check_metric(grid: Grid, claim: Claim) -> None:
 
 def _check_data(grid: Grid, claim: Claim) -> None:
     nodes = [(row, node) for row, node in _claimed(grid, claim) if node is not None]
+    declared = {row.name: row.tokenizer for row in grid.experiment.rows}
     first, reference = nodes[0]
     for row, node in nodes[1:]:
-        for what, options in (("tokenizer", ("tokenizer.path",)), ("held-out data", ("data.valid_paths", "files", "limit"))):
+        has_own = claim.row not in declared and declared[row] != declared[first]
+        tokenizer = () if has_own else ("tokenizer.path",)
+        for what, options in (("tokenizer", tokenizer), ("held-out data", ("data.valid_paths", "files", "limit"))):
             for option in options:
                 values = [other.options.get(option) for other in (reference, node)]
                 if values[0] != values[1]:

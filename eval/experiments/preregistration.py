@@ -23,7 +23,9 @@ from train.run.run_dir import write_json
 from zoo.errors import BadInput
 from zoo.json_shapes import read_shaped_json
 
-FIXED = ("name", "tier", "seeds", "budget", "control", "rows", "tokenizer", "corpus", "tasks", "pilot", "looks")
+FIXED = (
+    *("name", "tier", "seeds", "budget", "control", "rows", "tokenizer", "other_tokenizers", "corpus", "tasks", "pilot", "looks"),
+)
 """Parts that a later start may not change."""
 PACKAGES = ("jax", "numpy", "scipy")
 """Packages that runs and verdicts depend on, whose versions are registered."""
@@ -51,11 +53,13 @@ def registration_of(grid: Grid) -> dict[str, Any]:
     claims = [dataclasses.asdict(claim) for claim in experiment.tier_claims(grid.tier)]
     values = (value for node in grid.nodes for value in node.options.values())
     texts = (text for value in values for text in (value if isinstance(value, tuple) else (value,)) if isinstance(text, str))
+    tokenizers = {node.name: _stage(node) for node in grid.nodes if node.stage == TOKENIZER}
     content = {
         "name": experiment.name,
         "tier": grid.tier,
         "rows": [_row(grid, row.name, row.label) for row in experiment.tier_rows(grid.tier)],
-        "tokenizer": _stage(next(node for node in grid.nodes if node.stage == TOKENIZER)),
+        "tokenizer": tokenizers.pop(TOKENIZER),
+        **({"other_tokenizers": tokenizers} if tokenizers else {}),
         "seeds": list(grid.seeds),
         **({"looks": list(looks)} if (looks := experiment.tiers[grid.tier].looks) else {}),
         "budget": experiment.budget,
@@ -111,7 +115,7 @@ def check_fixed(registered: Mapping[str, Any], current: Mapping[str, Any], folde
         BadInput: names what changed.
     """
     if different := [name for name in FIXED if name not in free and registered.get(name) != current.get(name)]:
-        details = "; ".join(_difference(name, registered.get(name), current[name]) for name in different)
+        details = "; ".join(_difference(name, registered.get(name), current.get(name)) for name in different)
         raise BadInput(f"{folder} has another registration: {details}; choose another folder, or these values")
 
 
@@ -141,15 +145,19 @@ def add_edited_fields(entries: Sequence[dict[str, Any]], registration: Mapping[s
         entry |= {name: value for name, value in now[entry["id"]].items() if name not in entry and old.get(name) != value}
 
 
-def record_tokenizer(registration: Mapping[str, Any], digest: str, folder: Path) -> dict[str, Any]:
-    """Record the digest of the tokenizer and return the registration in force; a digest other than the recorded is an edit."""
-    recorded = [record["tokenizer"] for record in registration["sealed"].get("records", []) if "tokenizer" in record]
+def record_tokenizer(registration: Mapping[str, Any], digest: str, folder: Path, name: str = TOKENIZER) -> dict[str, Any]:
+    """Record the digest of a tokenizer and return the registration in force; a digest other than the recorded is an edit.
+
+    Args:
+        name: of the run that trained it.
+    """
+    recorded = [record[name] for record in registration["sealed"].get("records", []) if name in record]
     if digest in recorded:
         return dict(registration)
     if recorded:
-        return add_edits(registration, [edit_entry(ALL_CLAIMS, "tokenizer", recorded[0], digest)], folder)
+        return add_edits(registration, [edit_entry(ALL_CLAIMS, name, recorded[0], digest)], folder)
     # Read again: another command may have appended a record in the meantime.
-    sealed = append_record(read_registration(folder), {"date": _today(), "tokenizer": digest})
+    sealed = append_record(read_registration(folder), {"date": _today(), name: digest})
     write_json(folder / FILE, sealed)
     return in_force(sealed, registration["claims"], registration["edits"])
 
@@ -263,8 +271,8 @@ def _difference(name: str, before: Any, now: Any) -> str:
     if name == "tasks":
         edits = _changes(ALL_CLAIMS, "", before or {}, now)
         return "; ".join(f"tasks: {edit['field']} {edit['before']} before, {edit['now']} now" for edit in edits)
-    if name in ("tokenizer", "pilot"):
-        return {"tokenizer": "the training of the tokenizer", "pilot": "the result of the pilot"}[name]
+    if name in ("tokenizer", "other_tokenizers", "pilot"):
+        return "the result of the pilot" if name == "pilot" else "the training of the tokenizers"
     before, now = (" ".join(map(str, value)) if isinstance(value, list) else value for value in (before, now))
     return f"{name}: {before} before, {now} now"
 

@@ -48,8 +48,9 @@ def registration_facts(registration: Mapping[str, Any]) -> dict[str, str]:
         if registration["tasks"]:
             facts["task files"] = ", ".join(f"{name} {digest}" for name, digest in registration["tasks"].items())
     for record in registration.get("records") or ():
-        if "tokenizer" in record:
-            facts["registered tokenizer"] = f"{record['tokenizer']}, {record['date']}"
+        for name in record:
+            if name.startswith("tokenizer"):
+                facts[f"registered {name}"] = f"{record[name]}, {record['date']}"
     return facts
 
 
