@@ -38,9 +38,13 @@ class Estimate:
     error: Array
     degrees: Array
 
-    def minus(self, target: float) -> "Estimate":
-        """Return the estimate of the difference to a target."""
-        return dataclasses.replace(self, value=self.value - target)
+    def minus(self, target: "float | Estimate") -> "Estimate":
+        """Return the estimate of the difference to a number, or to an independent estimate (Welch and Satterthwaite)."""
+        if not isinstance(target, Estimate):
+            return dataclasses.replace(self, value=self.value - target)
+        variances = self.error**2, target.error**2
+        degrees = sum(variances) ** 2 / (variances[0] ** 2 / self.degrees + variances[1] ** 2 / target.degrees)
+        return Estimate(value=self.value - target.value, error=np.sqrt(sum(variances)), degrees=degrees)
 
     def p_below(self, limit: float) -> Array:
         """Return the one-sided p value of "the true value is below `limit`"."""

@@ -5,19 +5,31 @@ from typing import Any
 
 import pytest
 
+from eval.experiments.analysis.family_exponents import judge_family_claims
 from eval.experiments.analysis.scaling_fit import judge_scaling_claims
 from eval.experiments.page import FIT_RULE, render_html, render_markdown, scaling_charts
 from tests.support.experiment_result import masks
-from tests.support.scaling_grids import loss_with_optimum, scaling_result
+from tests.support.scaling_grids import families_result, loss_with_optimum, scaling_result
 
 
 def scaling_page_result(*, cut: int | None = None, **settings: Any) -> dict[str, Any]:
     """Return an experiment.json of a scaling experiment; `cut` is the number of cells."""
-    registration, cells = scaling_result(loss_with_optimum(0.34, 0.34), noise=0.005, **settings)
+    grid = scaling_result(loss_with_optimum(0.34, 0.34), noise=0.005, **settings)
+    return fit_page_result("scaling", judge_scaling_claims, *grid, cut=cut)
+
+
+def families_page_result() -> dict[str, Any]:
+    """Return an experiment.json of four families, of which one has another exponent."""
+    losses = dict.fromkeys(("gpt", "bert", "t5", "xlnet"), loss_with_optimum(0.34, 0.34))
+    grid = families_result({**losses, "t5": loss_with_optimum(0.2, 0.4)}, noise=0.01)
+    return fit_page_result("scaling_families", judge_family_claims, *grid)
+
+
+def fit_page_result(name: str, judge: Any, registration: Any, cells: Any, cut: int | None = None) -> dict[str, Any]:
     cells = [{"run": f"{cell['row']}-{cell['seed']}", "command": "zoo train", "curve": [], **cell} for cell in cells[:cut]]
     registration |= {"hash": "9f2c41d0", "budget": "flops", "forecast": {}}
-    result = masks() | {"name": "scaling", "registration": registration, "cells": cells, "paper": [], "floors": [], "budget": {}}
-    return json.loads(json.dumps(result | {"claims": judge_scaling_claims(registration, cells)}, default=float))
+    result = masks() | {"name": name, "registration": registration, "cells": cells, "paper": [], "floors": [], "budget": {}}
+    return json.loads(json.dumps(result | {"claims": judge(registration, cells)}, default=float))
 
 
 def test_the_page_has_the_curves_the_exponents_and_the_prediction() -> None:
@@ -31,6 +43,16 @@ def test_the_page_has_the_curves_the_exponents_and_the_prediction() -> None:
     assert "5e+12 FLOPs, held out" in text and FIT_RULE.split(":")[0] in text
     assert scaling_charts.scaling_blocks(masks()) == []
     assert "Optimal sizes" not in render_html(masks())
+
+
+def test_the_page_of_several_families_has_the_curves_of_each() -> None:
+    result = families_page_result()
+    page, text = render_html(result), render_markdown(result)
+    for family in ("gpt", "bert", "t5", "xlnet"):
+        assert f"{family}, loss over parameters at equal FLOPs" in page
+        assert f"{family}, N with embeddings, C with last layer" in text
+    assert "Optimal sizes. gpt: exponent 0.5" in page and "t5: exponent 0.6" in page
+    assert "held out" not in text and "exponents 0.6" in text
 
 
 @pytest.mark.parametrize("cut", [0, 20])
