@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.experiments.grid import Grid, Node
-from train.run.run_dir import RunDir, check_same_run, write_text
+from train.run.result_files import check_same_run
+from train.run.run_dir import RunDir, write_text
 from zoo.errors import BadInput
 from zoo.file_access import LARGEST_JSON, open_regular, read_regular
 from zoo.json_shapes import read_shaped_json

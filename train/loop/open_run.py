@@ -16,7 +16,8 @@ from train.engine.state import State
 from train.loop.prepare import PreparedRun
 from train.parametrization import Parametrization
 from train.run import extension
-from train.run.run_dir import check_same_run, plugin_notices, remove_stale_files, write_json
+from train.run.result_files import check_same_run, remove_stale_files
+from train.run.run_dir import plugin_notices, write_json
 from train.run.run_identity import run_identity
 from train.step.assembly import Assembly
 from train.store.run_uploads import Uploads, uploads_of

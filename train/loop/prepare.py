@@ -21,7 +21,8 @@ from train.rows.batches import Batches, Build
 from train.rows.row_source import RowSource, are_rows_ordered
 from train.run import extension, trackers
 from train.run.console import Console
-from train.run.run_dir import RunDir, check_same_run
+from train.run.result_files import check_same_run
+from train.run.run_dir import RunDir
 from train.weights import warm_start
 from zoo import models
 from zoo.batch import Batch

@@ -1,14 +1,17 @@
-"""The results of a run as JSON files: the shape that each must have, and the one way to read them."""
+"""The results of a run as JSON files: the shape of each, the one way to read them, and which run may replace them."""
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from train.config.objectives import RolloutOptions
+from train.config.run_config import Run
 from train.run.metric_definitions import METRICS
-from train.run.run_dir import RunDir, write_json
-from zoo.errors import BadInput
+from train.run.run_dir import RunDir, read_config, refuse_links, write_json
+from train.run.run_identity import identity_differences
+from zoo.errors import BadInput, require
 from zoo.json_shapes import Number, read_shaped_json
 
 SHAPES: dict[str, Any] = {
@@ -54,6 +57,58 @@ def read_result(path: Path, fix: str = REWRITE) -> Any:
         BadInput: it is not valid JSON, or has another shape.
     """
     return read_shaped_json(path, SHAPES[path.name], fix)
+
+
+def check_same_run(folder: RunDir, run: Run, undecided: Collection[str] = ()) -> None:
+    """Refuse a folder that has the results of a run of another configuration. With --extend, `steps` may be larger than there.
+
+    Args:
+        undecided: dotted keys that are not compared, because the run has no final value for them yet.
+
+    Raises:
+        BadInput: names every field that differs; or there is no finished run to extend, or it has more steps.
+    """
+    extend = run.machine.extend
+    if folder.has_results and folder.config.exists():
+        old = read_config(folder.path, compute=False)
+        ignored = {*undecided, "steps"} if extend else undecided
+        changed = [line for line in identity_differences(old, run) if line.partition(":")[0] not in ignored]
+        if changed:
+            fix = f"choose another --name (--init {folder.path} begins with the parameters of this run), or these values"
+            if run.steps > old.steps and len(changed) == 1 and changed[0].startswith("steps:"):
+                fix = f"--extend continues it to {run.steps:,} steps; or {fix}"
+            raise BadInput(f"{folder.path} holds another run: {'; '.join(changed)}; {fix}")
+        if extend:
+            _check_extension(folder, old, run)
+    elif extend:
+        raise BadInput(f"--extend: {folder.path} holds no run with a checkpoint; leave the option out to start one")
+
+
+def _check_extension(folder: RunDir, old: Run, run: Run) -> None:
+    """Refuse to extend a run that is not finished, or to fewer steps. An extension that has begun has the steps of `run`."""
+    fix = f"{folder.path} has {old.steps:,} steps, and --extend adds some; choose more"
+    require(run.steps >= old.steps, "steps", run.steps, fix)
+    if run.steps > old.steps and not folder.scores.exists():
+        fix = f"finish it first, by the same command with --steps {old.steps} and without --extend"
+        raise BadInput(f"--extend: {folder.path} has not finished its {old.steps:,} steps; {fix}")
+    if isinstance(run.options, RolloutOptions) and run.steps > old.steps:
+        period = run.options.rollout.steps
+        fix = f"its {old.steps:,} steps end within a rollout of {period} steps, of which the rest is lost; leave the option out"
+        require(old.steps % period == 0, "extend", "", fix)
+
+
+def remove_stale_files(folder: RunDir, run: Run) -> bool:
+    """Delete the files of a run of another configuration that left no results, and return whether there was one."""
+    refuse_links(folder.path)
+    if folder.has_results or not folder.config.exists():
+        return False
+    with contextlib.suppress(BadInput):
+        if not identity_differences(read_config(folder.path, compute=False), run):
+            return False
+    stale = (*folder.path.glob("stacks*.txt"), *folder.path.glob("native*.txt"), *folder.rollouts.glob("*.jsonl"))
+    for file in (folder.metrics, folder.ledger, folder.starts, folder.failure, folder.report, folder.generation, *stale):
+        file.unlink(missing_ok=True)
+    return True
 
 
 @contextlib.contextmanager

@@ -7,19 +7,18 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from train.config.find_objective import find_options
 from train.config.from_json import CORRECT, from_json, inner_key
-from train.config.objectives import RolloutOptions
 from train.config.run_config import Run
 from train.config.run_plugins import references, used_plugins
-from train.run.run_identity import identity_differences, may_change
+from train.run.run_identity import may_change
 from zoo import configs, object_store, plugins, trust
 from zoo.configs import Objective
-from zoo.errors import BadInput, cannot_write, printable, require
+from zoo.errors import BadInput, cannot_write, printable
 from zoo.fault_points import fault_point
 from zoo.file_access import LARGEST_JSON, open_new, read_regular, read_regular_text, refuse_links_out
 from zoo.hf import config_json
@@ -290,44 +289,6 @@ def _stored_config(folder: str | Path) -> Any:
     return stored
 
 
-def check_same_run(folder: RunDir, run: Run, undecided: Collection[str] = ()) -> None:
-    """Refuse a folder that has the results of a run of another configuration. With --extend, `steps` may be larger than there.
-
-    Args:
-        undecided: dotted keys that are not compared, because the run has no final value for them yet.
-
-    Raises:
-        BadInput: names every field that differs; or there is no finished run to extend, or it has more steps.
-    """
-    extend = run.machine.extend
-    if folder.has_results and folder.config.exists():
-        old = read_config(folder.path, compute=False)
-        ignored = {*undecided, "steps"} if extend else undecided
-        changed = [line for line in identity_differences(old, run) if line.partition(":")[0] not in ignored]
-        if changed:
-            fix = f"choose another --name (--init {folder.path} begins with the parameters of this run), or these values"
-            if run.steps > old.steps and len(changed) == 1 and changed[0].startswith("steps:"):
-                fix = f"--extend continues it to {run.steps:,} steps; or {fix}"
-            raise BadInput(f"{folder.path} holds another run: {'; '.join(changed)}; {fix}")
-        if extend:
-            _check_extension(folder, old, run)
-    elif extend:
-        raise BadInput(f"--extend: {folder.path} holds no run with a checkpoint; leave the option out to start one")
-
-
-def _check_extension(folder: RunDir, old: Run, run: Run) -> None:
-    """Refuse to extend a run that is not finished, or to fewer steps. An extension that has begun has the steps of `run`."""
-    fix = f"{folder.path} has {old.steps:,} steps, and --extend adds some; choose more"
-    require(run.steps >= old.steps, "steps", run.steps, fix)
-    if run.steps > old.steps and not folder.scores.exists():
-        fix = f"finish it first, by the same command with --steps {old.steps} and without --extend"
-        raise BadInput(f"--extend: {folder.path} has not finished its {old.steps:,} steps; {fix}")
-    if isinstance(run.options, RolloutOptions) and run.steps > old.steps:
-        period = run.options.rollout.steps
-        fix = f"its {old.steps:,} steps end within a rollout of {period} steps, of which the rest is lost; leave the option out"
-        require(old.steps % period == 0, "extend", "", fix)
-
-
 def check_unlocked(folder: Path, fix: str = WAIT) -> None:
     """Refuse a folder that another process has locked, without keeping it locked or changing it.
 
@@ -351,20 +312,6 @@ def check_unlocked(folder: Path, fix: str = WAIT) -> None:
 def no_checkpoint(path: Path) -> BadInput:
     """Return the error for a run that has no checkpoint to load yet."""
     return BadInput(f"{RunDir(path).checkpoints}: no checkpoint yet; train the run first")
-
-
-def remove_stale_files(folder: RunDir, run: Run) -> bool:
-    """Delete the files of a run of another configuration that left no results, and return whether there was one."""
-    refuse_links(folder.path)
-    if folder.has_results or not folder.config.exists():
-        return False
-    with contextlib.suppress(BadInput):
-        if not identity_differences(read_config(folder.path, compute=False), run):
-            return False
-    stale = (*folder.path.glob("stacks*.txt"), *folder.path.glob("native*.txt"), *folder.rollouts.glob("*.jsonl"))
-    for file in (folder.metrics, folder.ledger, folder.starts, folder.failure, folder.report, folder.generation, *stale):
-        file.unlink(missing_ok=True)
-    return True
 
 
 def write_json(path: Path, value: Any) -> None:

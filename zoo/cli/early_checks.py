@@ -219,7 +219,8 @@ def check_run(run: Any) -> None:
         BadInput: for the same reasons as in `train.trainer.run`.
     """
     from train.config.run_plugins import find_hook
-    from train.run.run_dir import RunDir, check_same_run, check_unlocked
+    from train.run.result_files import check_same_run
+    from train.run.run_dir import RunDir, check_unlocked
 
     folder = RunDir.of(run)
     run.check_base()

@@ -11,7 +11,8 @@ from eval.experiments import grid_runner
 from tests.support import tiny
 from train.rollouts import rollout_files
 from train.run import metrics_file, run_dir, trackers
-from train.run.run_dir import RunDir, read_config, remove_stale_files, write_text
+from train.run.result_files import remove_stale_files
+from train.run.run_dir import RunDir, read_config, write_text
 from train.run.run_dir import as_json as config_of
 from zoo import file_access
 from zoo.errors import BadInput

@@ -33,12 +33,11 @@ from train.config.run_config import (
     Tokenizer,
     TrainingMachine,
 )
+from train.run.result_files import check_same_run, remove_stale_files
 from train.run.run_dir import (
     RunDir,
     as_json,
-    check_same_run,
     read_config,
-    remove_stale_files,
     write_json,
     write_text,
 )
