@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol, runtime_checkable
 
-from eval.experiments import node_status
+from eval.experiments import node_status, pilot
 from eval.experiments.grid import RUNS, Grid, Node
 from eval.experiments.run_progress import RunProgress
 from eval.experiments.workers.node_process import ClaimedElsewhere, Outcome
@@ -24,7 +24,7 @@ from zoo.errors import cannot_write
 from zoo.file_access import LARGEST_JSON, read_regular, refuse_links_out
 
 LOCK = "experiment.lock"
-OWN = ("pilot", LOCK, node_status.LOGS, RUNS, "files")
+OWN = (pilot.FOLDER, LOCK, node_status.LOGS, RUNS, "files")
 """Names of an experiment's files and folders, of which none may be a link out of its folder."""
 POLL = 0.25
 """Seconds between two looks at the running processes."""
