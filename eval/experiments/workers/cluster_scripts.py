@@ -41,6 +41,8 @@ class Resources:
     """Container image of a job set, with `zoo` on PATH."""
     volume: str = "zoo"
     """Persistent volume claim of a job set, which has the experiment's folder."""
+    mount: Path | None = None
+    """Folder at which pods have the volume; None = the one above that of the nodes."""
 
 
 def node_command(node: Node, folder: Path) -> str:
@@ -145,8 +147,7 @@ def job_set(
         # A limit in Kubernetes is of time, and does not change the number of cores that XLA counts.
         "env": [{"name": THREADS_VARIABLE, "value": str(resources.cpus)}],
         "resources": {"requests": needs, "limits": needs},
-        # A pilot is in a folder of the experiment, whose parent is the volume.
-        "volumeMounts": [{"name": "shared", "mountPath": str((top.parent if grid.experiment.is_pilot else top).parent)}],
+        "volumeMounts": [{"name": "shared", "mountPath": str(resources.mount or top.parent)}],
     }
     pod = {
         "restartPolicy": "Never",

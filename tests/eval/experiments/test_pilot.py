@@ -12,7 +12,7 @@ from eval.experiments import catalogue, grid_runner, pilot
 from eval.experiments.declaration import Experiment, Tier
 from eval.experiments.grid import build_grid
 from eval.experiments.preregistration import registration_of
-from eval.experiments.workers import cluster_scripts, node_process
+from eval.experiments.workers import node_process
 from tests.support.commands import call
 from tests.support.small_experiment import FILES, STAND_IN, experiment, with_row
 from zoo.cli.commands.train import parse_options
@@ -48,11 +48,12 @@ def test_a_pilot_has_each_row_at_each_rate_and_other_seeds() -> None:
     assert {node.seed for node in grid.nodes if node.row} == {1000, 1001}
 
 
-def test_the_jobs_of_a_pilot_mount_the_volume_of_the_experiment(tmp_path: Path) -> None:
+def test_the_jobs_of_a_pilot_mount_the_volume_of_the_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The pilot is in a folder of the experiment, so its jobs mount the folder two above it."""
-    grid = build_grid(pilot.pilot_experiment(declared(), "smoke"), "smoke", FILES, parse_options, seeds=TIER.pilot_seeds)
     own = tmp_path / "experiment" / pilot.FOLDER
-    (first, *_) = cluster_scripts.job_sets(grid, own, ["zoo"], cluster_scripts.Resources()).split("\n---\n")
+    text = ["--corpus", "embedded", "--corpus-digest", "any"]
+    printed = call(capsys, "experiment", "masks", str(own.parent), *text, "--on", "jobset", "--commands")
+    first, *_ = printed.stdout.split("\n---\n")
     assert f'"mountPath": "{tmp_path.resolve()}"' in first and f'"workingDir": "{own.resolve()}"' in first
 
 

@@ -326,7 +326,9 @@ def _job_words(options: Any) -> list[str]:
 def _resources(options: Any) -> Any:
     from eval.experiments.workers.cluster_scripts import Resources
 
-    return Resources(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Resources)})
+    names = [field.name for field in dataclasses.fields(Resources) if field.name != "mount"]
+    # A pilot is in a folder of the experiment, and has the same volume.
+    return Resources(**{name: getattr(options, name) for name in names}, mount=Path(options.folder).resolve().parent)
 
 
 def _values(declared: Any, tier: str) -> list[Any]:
