@@ -15,7 +15,7 @@ from train.checkpoints.config_check import check_identity
 from train.checkpoints.manifest import NAME, DamagedCheckpoint, Manifest, folder_name, kind_of_entry
 from train.config.run_config import Run
 from train.run.metric_definitions import METRICS, leading_metrics
-from train.run.metrics_file import read_rows
+from train.run.metrics_file import LARGEST_FILE, read_rows
 from train.run.run_dir import RunDir, check_unlocked
 from train.run.run_identity import is_repeated
 from train.tokenizers.tokenizer import FILE
@@ -46,12 +46,17 @@ def digest_run_files(folder: RunDir) -> dict[str, str]:
     """Return the SHA-256 of each file of a run on which a result depends, by its path in the folder.
 
     A checkpoint is represented by its COMMIT.json, which has the digests of its arrays.
+
+    Raises:
+        BadInput: a file is larger than any that a run writes, so that its digest would take minutes or hours.
     """
     single = (folder.config, folder.metrics, folder.ledger, folder.starts, folder.data, folder.scores, folder.predictions)
     single += (folder.outcomes, folder.evaluations)
     inside = [path for path in folder.tokenizer.rglob("*") if path.is_file()]
     manifests = [path for place in (folder.checkpoints, folder.best, folder.base) for path in place.rglob(NAME)]
     paths = sorted([path for path in single if path.is_file()] + inside + manifests)
+    if large := next((path for path in paths if path.stat().st_size > LARGEST_FILE), None):
+        raise BadInput(f"{large} is larger than {LARGEST_FILE >> 20} MiB, as no run writes it; restore the file")
     return {path.relative_to(folder.path).as_posix(): sha256(path) for path in paths}
 
 

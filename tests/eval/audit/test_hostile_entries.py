@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import pytest
 
 from eval.audit.repeated_tasks import MOST_FILES, check_evaluations
+from eval.audit.run_digests import digest_run_files
 from tests.support.audited_runs import EVERY, STEPS, copied, edit_json, evaluated, trained
 from tests.support.commands import call
 from train.run.run_dir import RunDir
+from zoo.errors import BadInput
 
 JUDGED = {"rollout": {"reward": ["payload:f"]}}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -102,3 +105,17 @@ def test_an_edited_entry_fails_and_an_honest_one_passes() -> None:
         assert check.result == "not checked" and "was not replayed" in check.detail
         (check,) = check_evaluations(RunDir(run), {EVERY}, {EVERY})
         assert check.result == "not checked" and "not here any more" in check.detail
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("name", ["ledger.jsonl", "outcomes.npz", "tokenizer/more.json"])
+def test_a_file_that_is_larger_than_any_of_a_run_is_refused_before_its_digest(name: str, tmp_path: Path) -> None:
+    """A sparse file takes no space, and hours to read."""
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    os.truncate(path, 1000)
+    assert [*digest_run_files(RunDir(tmp_path))] == [name]
+    os.truncate(path, 1 << 43)
+    with pytest.raises(BadInput, match="is larger than 512 MiB, as no run writes it; restore the file"):
+        digest_run_files(RunDir(tmp_path))
