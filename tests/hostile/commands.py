@@ -28,6 +28,8 @@ class Command:
     """Paths, in the folder where it runs, that it may change beside `OUT`."""
     code: int = 0
     """Exit code for an intact argument: 2 for a command that no argument of this kind is fit for."""
+    has_verdict: bool = False
+    """True if exit code 1 is a verdict on the argument: a hostile one may be read, and called wrong."""
     act: Callable[[], None] | None = None
     """Function that is called instead of the entry point of `zoo`."""
 
@@ -65,6 +67,7 @@ def _of_run(kind: str, run: str, resumes: str) -> tuple[Command, ...]:
         Command(kind, "eval", f"eval {run}"),
         Command(kind, "eval --task", f"eval {run} {TASK}", ("text",), (run,)),
         Command(kind, "compare", f"compare {run}"),
+        *([Command(kind, "audit", f"audit {run}", has_verdict=True)] if kind == "run" else []),
         Command(kind, "generate", f"generate {run} {PROMPT}"),
         Command(kind, "predict", f"predict {run} 'a text'", code=2),
         Command(kind, "fill-mask", f"fill-mask {run} --text 'a [MASK]'", code=2),
@@ -146,6 +149,7 @@ COMMANDS = (
     Command("experiment", "compare", "compare experiment/runs/dynamic-pretrain-0 experiment/runs/static_1-pretrain-0"),
     Command("store", "compare", f"compare {STORED}"),
     Command("store", "eval", f"eval {STORED}"),
+    Command("store", "audit", f"audit {STORED}", has_verdict=True),
     Command("store", "generate", f"generate {STORED} {PROMPT}"),
     Command("store", "train (resume)", f"train {DONE} --out dir://runs/out", writes=("store",)),
     Command("cache", "eval", f"eval {RUN}", ("run",)),

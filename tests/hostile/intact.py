@@ -55,7 +55,7 @@ def make_intact(kind: str) -> Path:
 
 def _run(folder: Path) -> None:
     """Write a run of a language model, and the text that it was trained on beside its folder."""
-    commands.finished(folder.parents[1])
+    commands.finished(folder.parents[1], "--log.ledger")
 
 
 def _policy(folder: Path) -> None:

@@ -49,7 +49,8 @@ class Trial:
         """Return the exit codes that are right."""
         if self.case is None:
             return {self.command.code}
-        return {2} if self.case.is_refused(self.command.name) else {2, self.command.code}
+        verdict = {1} if self.command.has_verdict else set[int]()
+        return verdict | ({2} if self.case.is_refused(self.command.name) else {2, self.command.code})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +140,7 @@ def _wrong_end(trial: Trial, code: int | None, stderr: str) -> list[str]:
         return [f"killed by signal {-code}: more than {canary.CPU_SECONDS} s of a processor, or too much memory"]
     if code is None or code < 0:
         return [f"killed by signal {-(code or 0)}"]
-    if "Traceback" in stderr or code == 1:
+    if "Traceback" in stderr or (code == 1 and not trial.command.has_verdict):
         return [f"traceback: {next(iter(stderr.splitlines()[-1:]), '')[:200]}"]
     problems = [] if code in trial.expected else [f"exit code {code}, not {' or '.join(map(str, sorted(trial.expected)))}"]
     # Notices may come before the line.

@@ -25,6 +25,7 @@ FILES: dict[str, dict[str, tuple[str, ...]]] = {
         **{"config.json": ALL, "scores.json": COMPARE, "metrics.jsonl": COMPARE, "starts.jsonl": COMPARE},
         **{"evaluations.json": ("compare", "eval --task"), "tokenizer/tokenizer.json": READ_RUN, "data.json": ()},
         **{"reward_scale.json": ("generate", "zoo.load"), "outcomes.npz": (), "samples.json": (), "run.lock": ()},
+        "ledger.jsonl": ("audit",),
     },
     "model": {
         **{"config.json": ALL, "model.safetensors": READ_WEIGHTS, "model.safetensors.index.json": READ_WEIGHTS},

@@ -35,18 +35,18 @@ def in_folder(folder: Path) -> Iterator[None]:
 
 
 @functools.cache
-def _finished() -> Path:
-    folder = SCRATCH / "finished"
+def _finished(*flags: str) -> Path:
+    folder = SCRATCH / "-".join(("finished", *flags))
     folder.mkdir()
     (folder / "book.txt").write_text(BOOK)
     with in_folder(folder):
-        assert main.main(["train", "gpt-nano", *TINY, "--name", "done"]) == 0
+        assert main.main(["train", "gpt-nano", *TINY, *flags, "--name", "done"]) == 0
     return folder
 
 
-def finished(folder: Path) -> None:
-    """Put into a folder a text, and a run on it in `runs/done`, which is trained once."""
-    shutil.copytree(_finished(), folder, dirs_exist_ok=True)
+def finished(folder: Path, *flags: str) -> None:
+    """Put into a folder a text, and a run on it in `runs/done`, which is trained once with the same flags."""
+    shutil.copytree(_finished(*flags), folder, dirs_exist_ok=True)
 
 
 def write_gpt2(folder: Path) -> None:
