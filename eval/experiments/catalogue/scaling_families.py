@@ -43,7 +43,7 @@ def scaling_families() -> Experiment:
             name=_name(family, budget, width),
             label=f"{family}, {budget} FLOPs, width {width}",
             overrides={**_options(family, width), "steps": Flops(float(budget))},
-            group=budget,
+            group=f"{family} {budget}",
             **_recipe(family),
         )
         for family in FAMILIES

@@ -16,7 +16,7 @@ from eval.experiments.analysis.isoflop_fit import Estimate
 from eval.experiments.analysis.parametric_fit import ParametricLoss
 from eval.experiments.analysis.scaling_runs import count_parameters
 from eval.experiments.analysis.significance_tests import LEVEL
-from eval.experiments.cost_estimates import node_cost
+from eval.experiments.cost_estimates import node_cost, node_costs, step_flops
 from eval.experiments.experiment_data import Files
 from eval.experiments.grid import Grid, build_grid
 from eval.experiments.grid_checks import check_grid
@@ -166,6 +166,14 @@ def test_each_family_has_a_tokenizer_of_its_own_which_is_registered(tmp_path: Pa
     assert registration["changed"] == []
     changed = preregistration.record_tokenizer(registration, "3" * 64, tmp_path, "tokenizer-t5-nano")
     assert len(changed["changed"]) == 4 and changed["edits"][0]["field"] == "tokenizer-t5-nano"
+
+
+@pytest.mark.full
+def test_sizes_of_a_family_have_equal_flops_by_the_formulas_of_their_objectives() -> None:
+    """Of the smallest budget, a step of the largest size is a fiftieth."""
+    declared = catalogue.find_experiment("scaling_families")
+    grid = build_grid(declared, "smoke", FILES, parse_options, seeds=(0,), flops_per_step=step_flops)
+    check_grid(grid, lambda: node_costs(grid))
 
 
 @pytest.mark.planted
