@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.micro import script_setup
 from train import recipes
-from train.config import run_config
+from train.config import optim_options, run_config
 from train.engine import device_mesh, moments, state_init
 from train.inputs import run_inputs
 from train.objectives import objective
@@ -36,7 +36,7 @@ SHAPE = dict(layers=2, width=64, heads=4, head=16, ffn=256, context=64, dropout=
 
 def print_losses() -> int:
     """Train with every rounding and seed, print a table, and return the exit code."""
-    assert {value for value, _ in ROUNDINGS.values()} == set(get_args(run_config.Moments))
+    assert {value for value, _ in ROUNDINGS.values()} == set(get_args(optim_options.Moments))
     options = script_setup.start_measurement("moment_rounding", __doc__, seeds=3, steps=1000)
     print(
         f"Mean of the last {LAST} of {options.steps:,} steps, in bits of a token; differences from float32 with the same seed.\n"

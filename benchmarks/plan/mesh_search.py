@@ -12,7 +12,7 @@ from benchmarks.plan import plan_cache, plan_record, plan_text, target_devices
 from benchmarks.plan.compile_program import Mode
 from benchmarks.plan.plan_record import Plan, SearchResult
 from benchmarks.plan.target_devices import Target
-from train.config import mesh_sizes, run_config
+from train.config import mesh_sizes, optim_options, run_config
 from train.run.progress_display import PieceProgress
 from zoo.configs import Remat
 from zoo.errors import BadInput, require
@@ -31,7 +31,7 @@ class Candidate:
     sequence: int
     remat: Remat
     accumulate: int
-    moments: run_config.Moments = "float32"
+    moments: optim_options.Moments = "float32"
     offload: bool = False
     """True if moments are on the host."""
 
@@ -71,7 +71,7 @@ class Candidate:
 
 REMATS: tuple[Remat, ...] = get_args(Remat)
 """The policies that a search tries, `offload` only where a rate of the link to the host is published, which bounds its time."""
-OPTIMIZERS: tuple[tuple[run_config.Moments, bool], ...] = (("bfloat16", False), ("float32", True), ("bfloat16", True))
+OPTIMIZERS: tuple[tuple[optim_options.Moments, bool], ...] = (("bfloat16", False), ("float32", True), ("bfloat16", True))
 """Number format of moments, and whether they are on the host, in the order in which a search tries them where nothing fits."""
 ACTIVATION_COPIES = {
     "none": 20,
