@@ -29,7 +29,7 @@ COMMAND_LINES = {
     "train gpt-nano --data.no-pack": "there is no option --data.no-pack for the objective causal; it belongs to .*text_to_text",
     "train bert-nano --labelled.stride=3": "there is no option --labelled.stride for the objective masked; it belongs to span",
     "data inspect t5-nano --data.rows packed": "there is no option --data.rows for the objective denoising; it belongs to causal",
-    "plan gpt2 --distillation.soft 1": "there is no option --distillation.soft for the objective causal; it belongs to distilled",
+    "plan gpt2 --masking.rate 0.2": "there is no option --masking.rate for the objective causal; it belongs to masked, distilled",
     "train bert-nano --objective causal --masking.rate 0.2": "there is no option --masking.rate for the objective causal",
     "train bert-nano --masking.rate 2.0": "--masking.rate 2.0: choose",
     "train bert-nano --masking.rate nan": "--masking.rate nan: choose",

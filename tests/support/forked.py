@@ -4,6 +4,7 @@ import atexit
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -20,6 +21,7 @@ IMPORTED = [
 ]
 _context: list[ForkServerContext] = []
 _environment: dict[str, str] = {}
+_lock = threading.Lock()
 
 
 def with_faults(faults: str, compiled: str = "", cache: str = "") -> None:
@@ -55,13 +57,15 @@ def start(
         before: called in the new process first; see `tests.support.limits`.
         act: called instead of the entry point of `zoo`.
     """
-    if not _context:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(IMPORTED)
-        with mock.patch.dict(os.environ, environment, clear=True):
-            forkserver.ensure_running()
-        _context.append(context)
-        _environment.update(environment)
+    # Two threads that changed the environment at once would leave it changed.
+    with _lock:
+        if not _context:
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(IMPORTED)
+            with mock.patch.dict(os.environ, environment, clear=True):
+                forkserver.ensure_running()
+            _context.append(context)
+            _environment.update(environment)
     assert environment == _environment
     process = _context[0].Process(target=_command, args=(argv, folder, out, err, before, act))
     process.start()

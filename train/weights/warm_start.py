@@ -65,12 +65,12 @@ def _check_fork(run: run_config.Run, source: run_config.Run, checkpoints: Checkp
     )
     require(bool(run.optim.average) == bool(source.optim.average), "optim.average", run.optim.average, fix)
     steps = checkpoints.valid_steps()
-    kept = (
+    stored = (
         f"{run.init} has checkpoints of the steps {', '.join(map(str, sorted(steps)))}"
         if steps
         else f"{run.init} has no checkpoint"
     )
-    require(run.fork in steps, "fork", run.fork, f"{kept}; choose one of them, or train with a larger --checkpoint.keep")
+    require(run.fork in steps, "fork", run.fork, f"{stored}; choose one of them, or train with a larger --checkpoint.keep")
 
 
 def forked_state(run: run_config.Run, state: State, notify: Callable[[str], None]) -> State:

@@ -309,5 +309,7 @@ def test_where_and_how_a_run_is_computed_may_change_and_everything_else_makes_an
     assert identity_differences(base, adapted) == ["adapter: none before, a now", "lora.rank: 0 before, 4 now"]
     longer = dataclasses.replace(base, init_positions="interpolate")
     assert identity_differences(base, longer) == ["init_positions: same before, interpolate now"]
-    compared = {field for field, _, _ in MAKES_ANOTHER} | {"init", "init_positions", "adapter", "lora"}
+    forked = dataclasses.replace(base, fork=1)
+    assert identity_differences(base, forked) == ["fork: 0 before, 1 now"]
+    compared = {field for field, _, _ in MAKES_ANOTHER} | {"init", "init_positions", "fork", "adapter", "lora"}
     assert {field.name for field in dataclasses.fields(Run)} == compared | set(MAY_CHANGE) | {"recipe"}
