@@ -5,6 +5,7 @@ import math
 
 from train import recipes
 from train.config.find_objective import with_objective
+from train.config.provenance import PROVENANCE
 from train.config.run_config import Mesh, Run
 from zoo import configs
 from zoo.configs import Compute
@@ -36,7 +37,10 @@ def run_of_size(name: str) -> Run:
             plug-in.
     """
     family, size = configs.find_size(name)
-    runs = [run for recipe in recipes.recipes().values() if configs.family_of((run := recipe()).model) == family]
+    typical = {
+        name: recipe for name, recipe in recipes.recipes().items() if name not in PROVENANCE or PROVENANCE[name].is_typical
+    }
+    runs = [run for recipe in typical.values() if configs.family_of((run := recipe()).model) == family]
     # A size is pretrained: a run of another objective, as of preferences or rollouts, starts from another model. A plug-in may
     # have no other.
     own = [run for run in runs if run.objective == size.objective] or runs

@@ -26,6 +26,8 @@ class Provenance:
     source: str
     published: Mapping[str, str]
     """Place in the source -> the options whose values are there, separated by blanks."""
+    is_typical: bool = True
+    """True if a plan of another size of the family is made like this one: it has not an own batch, optimizer or phase."""
     assumed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Reason -> the options whose values this project chose for it, also if a part of them is published."""
 
@@ -44,12 +46,14 @@ PROVENANCE: dict[str, Provenance] = {}
 Recipe = TypeVar("Recipe", bound=Callable[..., Run])
 
 
-def provenance(size: str, source: str, *, published: Mapping[str, str], assumed: Mapping[str, str] | None = None):
+def provenance(
+    size: str, source: str, *, published: Mapping[str, str], assumed: Mapping[str, str] | None = None, is_typical: bool = True
+):
     """Return a decorator that records the sources of a recipe's numbers, for `zoo recipes NAME`."""
 
     def record(recipe: Recipe) -> Recipe:
         name = recipe.__name__.replace("_", "-")
-        PROVENANCE[name] = Provenance(size=size, source=source, published=published, assumed=assumed or {})
+        PROVENANCE[name] = Provenance(size=size, source=source, published=published, assumed=assumed or {}, is_typical=is_typical)
         return recipe
 
     return record

@@ -74,6 +74,7 @@ LAMB_ASSUMED = {
     f"You et al. 2020 (LAMB), and NVIDIA's {LAMB}",
     published={"pretrain_config.sh, phase 1": "steps data.batch data.length optim.name optim.lr optim.warmup"},
     assumed=LAMB_ASSUMED,
+    is_typical=False,
 )
 def bert_large_lamb() -> Run:
     """Train BERT large with LAMB (You et al. 2020) and a linear decay: the first phase, 7,038 steps of 65,536 rows of 128 tokens.
@@ -101,6 +102,7 @@ def bert_large_lamb() -> Run:
     f"You et al. 2020 (LAMB), and NVIDIA's {LAMB}",
     published={"pretrain_config.sh, phase 2": "steps data.batch data.length optim.name optim.lr optim.warmup"},
     assumed=LAMB_ASSUMED,
+    is_typical=False,
 )
 def bert_large_lamb_512() -> Run:
     """Train the second phase of BERT large with LAMB, with a linear decay: 1,563 steps of 32,768 rows of 512 tokens.

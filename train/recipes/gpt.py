@@ -82,7 +82,7 @@ GPT3_ASSUMED = {
 }
 
 
-@provenance("gpt3-small", GPT3, published=GPT3_NUMBERS, assumed=GPT3_ASSUMED)
+@provenance("gpt3-small", GPT3, published=GPT3_NUMBERS, assumed=GPT3_ASSUMED, is_typical=False)
 def gpt3_small() -> Run:
     """Train GPT-3 small (125M) as published (Brown et al. 2020, table 2.1 and appendix B), with the full batch throughout.
 

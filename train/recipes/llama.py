@@ -52,7 +52,7 @@ def smollm2_135m() -> Run:
     return _smollm("smollm2-135m", 2_000_000, 512, lr=3e-3, decay=400_000)
 
 
-@provenance("smollm2-360m", SMOLLM, published={"smollm2/config_smollm2_360M.yaml": SMOLLM_NUMBERS})
+@provenance("smollm2-360m", SMOLLM, published={"smollm2/config_smollm2_360M.yaml": SMOLLM_NUMBERS}, is_typical=False)
 def smollm2_360m() -> Run:
     """Train SmolLM2 360M from scratch on your own text, as published: four trillion tokens, 1.6 million per step.
 
@@ -64,7 +64,7 @@ def smollm2_360m() -> Run:
     return _smollm("smollm2-360m", 2_600_000, 768, lr=3e-3, decay=520_000)
 
 
-@provenance("smollm2-1.7b", SMOLLM, published={"smollm2/config_smollm2_1B.yaml": SMOLLM_NUMBERS})
+@provenance("smollm2-1.7b", SMOLLM, published={"smollm2/config_smollm2_1B.yaml": SMOLLM_NUMBERS}, is_typical=False)
 def smollm2_1_7b() -> Run:
     """Train SmolLM2 1.7B from scratch on your own text, as published: eleven trillion tokens, two million per step.
 
@@ -80,6 +80,7 @@ def smollm2_1_7b() -> Run:
     "smollm3-3b",
     SMOLLM,
     published={"smollm3/stage1_8T.yaml and the README": f"{SMOLLM_NUMBERS} optim.decayed model.base model.context"},
+    is_typical=False,
 )
 def smollm3_3b() -> Run:
     """Train SmolLM3 3B on rows of 4,096 tokens, as published: its main phase, before longer rows. For planning.

@@ -73,6 +73,7 @@ def modernbert_base() -> Run:
     SOURCE,
     published={"modernbert-base-context-extension.yaml": NUMBERS, **TOKENIZER},
     assumed=MASKS,
+    is_typical=False,
 )
 def modernbert_base_context(init: str = "") -> Run:
     """Train the second phase of ModernBERT base: 250 billion tokens in rows of 8,192, from a run of the first.
@@ -91,6 +92,7 @@ def modernbert_base_context(init: str = "") -> Run:
     SOURCE,
     published={"modernbert-base-learning-rate-decay.yaml": DECAY, **TOKENIZER},
     assumed=MASKS,
+    is_typical=False,
 )
 def modernbert_base_decay() -> Run:
     """Train the third phase of ModernBERT base: 50 billion tokens with a decaying rate, from a run of the second.
@@ -108,6 +110,7 @@ def modernbert_base_decay() -> Run:
     SOURCE,
     published={"modernbert-large-pretrain.yaml": NUMBERS, **TOKENIZER},
     assumed={RAMP.format(448, 10): "data.batch", **MASKS},
+    is_typical=False,
 )
 def modernbert_large() -> Run:
     """Train ModernBERT large from scratch on your own text: 900 billion tokens of the first phase, always with the full batch.
@@ -125,6 +128,7 @@ def modernbert_large() -> Run:
     SOURCE,
     published={"modernbert-large-context-extension.yaml": NUMBERS, **TOKENIZER},
     assumed=MASKS,
+    is_typical=False,
 )
 def modernbert_large_context(init: str = "") -> Run:
     """Train the second phase of ModernBERT large: 250 billion tokens in rows of 8,192, from a run of the first.
@@ -143,6 +147,7 @@ def modernbert_large_context(init: str = "") -> Run:
     SOURCE,
     published={"modernbert-large-learning-rate-decay.yaml": DECAY, **TOKENIZER},
     assumed=MASKS,
+    is_typical=False,
 )
 def modernbert_large_decay() -> Run:
     """Train the third phase of ModernBERT large: 50 billion tokens with a decaying rate, from a run of the second.

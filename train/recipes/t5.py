@@ -78,6 +78,7 @@ def t5() -> Run:
         "Adafactor clips each update, and the files name no decay": "optim.clip optim.weight_decay",
         "the vocabulary of T5": "tokenizer.kind tokenizer.vocab",
     },
+    is_typical=False,
 )
 def t5_v1_1() -> Run:
     """Train T5 1.1 base from scratch on your own text as T5X does (t5_1_1), without its z-loss of 1e-4, which is not built.

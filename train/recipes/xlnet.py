@@ -78,6 +78,7 @@ def xlnet() -> Run:
         "permutation.context tokenizer.kind tokenizer.vocab",
     },
     assumed={"the decay of the code ends at 0": "optim.final", "Adam's own": "optim.b1 optim.b2"},
+    is_typical=False,
 )
 def xlnet_large() -> Run:
     """Train XLNet large from scratch on your own text, as published (Yang et al. 2019, section 3.1 and appendix A.4).
