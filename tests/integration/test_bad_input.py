@@ -215,7 +215,7 @@ NUMBERS = """
 --label-smoothing -0.1|--label-smoothing 1.0|--loss-chunk -1|--max-skipped -1|--accumulate -2|--optim.lr 0.0|--optim.final -0.1
 --optim.final nan|--optim.b1 -1.0|--optim.b2 1.5|--optim.eps nan|--optim.weight-decay nan|--optim.weight-decay 11.0
 --optim.clip -1.0|--optim.clip nan|--optim.schedule step|--optim.name adam|--optim.momentum 1.0|--optim.decay-steps 1.5
---optim.rates embed|--data.valid-fraction 0.0|--data.valid-fraction 1.0
+--optim.rates embed|--optim.refresh 0|--data.valid-fraction 0.0|--data.valid-fraction 1.0
 --data.rows segment_pairs|--data.take 0.0|--data.take 1.5|--data.weights 0|--data.weights nan
 --data.weights inf|--data.split a/b|--tokenizer.kind bpe|--model.heads 0|--model.ffn 0|--model.vocab 0|--model.dropout 1.0
 --model.dropout -0.1|--model.compute.remat some|--model.compute.attention fast

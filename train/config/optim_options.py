@@ -11,7 +11,7 @@ from zoo.errors import BadInput, require
 
 Schedule = Literal["cosine", "linear", "inverse_sqrt", "inverse_sqrt_flat", "constant", "wsd"]
 Shape = Literal["linear", "sqrt", "cosine"]
-Optimizer = Literal["adamw", "stable_adamw", "lamb", "lion", "adafactor", "muon", "sgd"]
+Optimizer = Literal["adamw", "stable_adamw", "lamb", "lion", "adafactor", "muon", "sgd", "soap"]
 Moments = Literal["float32", "bfloat16"]
 MuonScale = Literal["adam", "released"]
 Decayed = Literal["matrices", "kernels", "all"]
@@ -24,6 +24,7 @@ USES: dict[str, tuple[str, ...]] = {
     "adafactor": (),
     "muon": ("b1", "b2", "eps", "momentum", "muon_scale"),
     "sgd": ("momentum",),
+    "soap": ("b1", "b2", "eps", "refresh"),
     "cosine": ("final", "decay_steps"),
     "linear": ("final", "decay_steps"),
     "inverse_sqrt": (),
@@ -39,12 +40,14 @@ class Optim:
     """Optimizer and learning-rate schedule.
 
     AdamW: Loshchilov and Hutter 2019. StableAdamW: Wortsman et al. 2023. LAMB: You et al. 2020. Lion: Chen et al. 2023.
-    Adafactor: Shazeer and Stern 2018. Muon: Jordan et al. 2024. SGD: with momentum, and with decoupled weight decay.
+    Adafactor: Shazeer and Stern 2018. Muon: Jordan et al. 2024. SOAP: Vyas et al. 2024. SGD: with momentum, and with decoupled
+    weight decay.
     """
 
     name: Optimizer | str = "adamw"
     """Optimizer, also one of a plug-in. stable_adamw: AdamW with smaller updates of tensors whose gradients have grown. lamb:
-    updates in proportion to the norm of each tensor. muon: Muon for the matrices of the layers, AdamW for all others."""
+    updates in proportion to the norm of each tensor. muon: Muon for the matrices of the layers, AdamW for all others.
+    soap: AdamW in the eigenbases of the gradients of each matrix."""
     lr: float = 1e-3
     """Peak learning rate."""
     schedule: Schedule = "cosine"
@@ -59,16 +62,18 @@ class Optim:
     final: float = 0.1
     """Learning rate at the last step, as a fraction of the peak (cosine, linear, wsd)."""
     b1: float = 0.9
-    """Decay of the first moment (adamw, stable_adamw, lamb, lion, muon)."""
+    """Decay of the first moment (adamw, stable_adamw, lamb, lion, muon, soap)."""
     b2: float = 0.95
-    """Decay of the second moment (adamw, stable_adamw, lamb, muon); of lion's momentum."""
+    """Decay of the second moment (adamw, stable_adamw, lamb, muon, soap); of lion's momentum."""
     eps: float = 1e-8
-    """Number that is added to the root of the second moment (adamw, stable_adamw, lamb, muon)."""
+    """Number that is added to the root of the second moment (adamw, stable_adamw, lamb, muon, soap)."""
     momentum: float = 0.95
     """Decay of the momentum (muon, of the matrices; sgd)."""
     muon_scale: MuonScale = "adam"
     """Scale of Muon's updates. adam: the root mean square of Adam's, so that both have one learning rate (Liu et al. 2025).
     released: the root of max(1, outputs / inputs), as in its released code, whose learning rate is about 0.02."""
+    refresh: int = 10
+    """Updates from one change of the bases to the next (soap)."""
     weight_decay: float = 0.1
     """Decoupled weight decay."""
     decayed: Decayed = "matrices"
@@ -111,6 +116,11 @@ class Optim:
         require(0 <= self.weight_decay <= 10, "optim.weight_decay", self.weight_decay, "choose 0 to 10")
         fix = "choose a number above 0 and up to 1 (1 = the same rate in all layers)"
         require(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, fix)
+        require(1 <= self.refresh <= 1_000_000, "optim.refresh", self.refresh, "choose 1 or more updates")
+        if self.name == "soap":
+            fix = "choose float32, and leave --optim.offload out"
+            plain = self.moments == "float32" and not self.offload
+            require(plain, "optim.name", self.name, f"bases of matrices are neither rounded nor kept on the host; {fix}")
         if self.offload and self.name == "adafactor":
             fix = "which are small; choose another optimizer, or leave it out"
             raise BadInput(f"--optim.offload: the moments of adafactor are sums over rows and columns, {fix}")

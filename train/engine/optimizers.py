@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jaxtyping import Array, Float
 
 from train.config.optim_options import Optim
-from train.engine.matrix_axes import map_matrices, matrix_kinds, matrix_sizes
+from train.engine.matrix_axes import map_local_matrices, map_matrices, matrix_kinds, matrix_sizes
 from zoo import plugins
 from zoo.errors import BadInput
 from zoo.sharding import path_of
@@ -182,6 +183,91 @@ def newton_schulz(matrices: Float[Array, "B M N"], steps: int = 5) -> Float[Arra
     return x.swapaxes(1, 2) if is_tall else x
 
 
+class SoapState(NamedTuple):
+    """The state of SOAP for the matrices of layers; trees like the parameters, or with factors [B, K, K] as leaves."""
+
+    count: Any
+    """Updates so far, an int32 scalar."""
+    momentum: Any
+    second: Any
+    """The second moment, in the bases."""
+    left: Any
+    """Averages of G G^T, K = M inputs."""
+    right: Any
+    """Averages of G^T G, K = N outputs."""
+    left_basis: Any
+    """Orthogonal matrices, whose columns are about the eigenvectors of `left`."""
+    right_basis: Any
+
+
+def _soap(cfg: Optim) -> optax.GradientTransformation:
+    """Return Adam in the eigenbases of Shampoo's factors for the matrices of the layers, and Adam for all other leaves.
+
+    Vyas et al. 2024, algorithm 3. As in the released code, the first gradient gives the bases and moves nothing, and those of an
+    update do not know its gradient. A step of the power iteration follows every `refresh` updates (algorithm 4). All averages
+    but that of the gradient have the decay b2.
+    """
+
+    def blend(decay: float, old: jax.Array, new: jax.Array) -> jax.Array:
+        return decay * old + (1.0 - decay) * new
+
+    def init(params: Any) -> SoapState:
+        def factors(side: int) -> Any:
+            def zeros(keys: Any, leaf: Any) -> jax.Array:
+                size = matrix_sizes(path_of(keys), leaf.shape)
+                return jnp.zeros((leaf.size // math.prod(size), size[side], size[side]), leaf.dtype)
+
+            return jax.tree_util.tree_map_with_path(zeros, params)
+
+        zeros = optax.tree.zeros_like(params)
+        return SoapState(jnp.int32(0), zeros, zeros, factors(0), factors(1), factors(0), factors(1))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, SoapState]:
+        steps = state.count
+
+        def new_basis(factor: jax.Array, basis: jax.Array) -> jax.Array:
+            def iterate() -> jax.Array:
+                return lax.cond(steps % cfg.refresh == 0, lambda: jnp.linalg.qr(factor @ basis)[0], lambda: basis)
+
+            return lax.cond(steps == 0, lambda: jnp.linalg.eigh(factor)[1], iterate)
+
+        def of_moments(
+            grad: jax.Array, momentum: jax.Array, second: jax.Array, left_basis: jax.Array, right_basis: jax.Array
+        ) -> tuple[jax.Array, jax.Array]:
+            rotated = left_basis.swapaxes(1, 2) @ grad @ right_basis
+            return blend(cfg.b1, momentum, grad), blend(cfg.b2, second, jnp.square(rotated))
+
+        def of_matrices(matrices: list[jax.Array], factors: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
+            (grad, momentum, second), (left, right, left_basis, right_basis) = matrices, factors
+            # The first gradient gives the bases alone: in them it is diagonal, and its other entries would be rounding errors,
+            # divided by themselves.
+            moments = lax.cond(
+                steps > 0, lambda: of_moments(grad, momentum, second, left_basis, right_basis), lambda: (momentum, second)
+            )
+            momentum, second = moments
+            scale = jnp.where(steps > 0, steps, 1)
+            rotated = left_basis.swapaxes(1, 2) @ momentum @ right_basis / (1.0 - cfg.b1**scale)
+            rotated = rotated / (jnp.sqrt(second / (1.0 - cfg.b2**scale)) + cfg.eps)
+            direction = left_basis @ rotated @ right_basis.swapaxes(1, 2)
+            left = blend(cfg.b2, left, grad @ grad.swapaxes(1, 2))
+            right = blend(cfg.b2, right, grad.swapaxes(1, 2) @ grad)
+            bases = [new_basis(*pair) for pair in ((left, left_basis), (right, right_basis))]
+            return [direction, momentum, second], [left, right, *bases]
+
+        def of_leaf(keys: Any, grad: jax.Array, momentum: jax.Array, second: jax.Array, *factors: jax.Array) -> list[jax.Array]:
+            leaves, changed = map_local_matrices(of_matrices, path_of(keys), [grad, momentum, second], factors)
+            return [*leaves, *changed]
+
+        trees = (state.momentum, state.second, state.left, state.right, state.left_basis, state.right_basis)
+        results = jax.tree_util.tree_map_with_path(of_leaf, updates, *trees)
+        direction, *rest = (
+            jax.tree.map(lambda leaf, i=i: leaf[i], results, is_leaf=lambda leaf: isinstance(leaf, list)) for i in range(7)
+        )
+        return direction, SoapState(steps + 1, *rest)
+
+    return optax.partition({"matrix": optax.GradientTransformation(init, update), "other": _adam(cfg)}, matrix_kinds)
+
+
 def _is_stacked(keys: Any) -> bool:
     return "layers" in path_of(keys).split("/")
 
@@ -194,6 +280,7 @@ DIRECTIONS: dict[str, Callable[[Optim], optax.GradientTransformation]] = {
     "adafactor": _adafactor,
     "muon": _muon,
     "sgd": _sgd,
+    "soap": _soap,
 }
 INCLUDES_DECAY = ("stable_adamw", "lamb")
 """Optimizers whose directions include the decayed weights, since these are scaled with the update."""

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from train.config import run_config
 from train.engine.device_mesh import batch_sharding
+from train.engine.matrix_axes import factor_spec
 from train.engine.moments import is_offloaded, parameter_path
 from train.engine.state import State
 from train.engine.step_acceptance import make_acceptance
@@ -65,10 +66,13 @@ def abstract_state(
     replicated = NamedSharding(mesh, PartitionSpec())
 
     def optimizer_sharding(keys: Any, leaf: Any) -> NamedSharding:
-        # An optimizer's moments are sharded like their parameter; counters and factored moments are small and replicated.
+        # An optimizer's moments are sharded like their parameter; counters and factored moments are small and replicated,
+        # and square factors of matrices are divided as these are in an update.
         parameter = parameter_path(keys, by_path)
-        if parameter is None or by_path[parameter][0] != leaf.shape:
+        if parameter is None:
             return replicated
+        if by_path[parameter][0] != leaf.shape:
+            return NamedSharding(mesh, factor_spec(parameter, leaf.shape, mesh))
         on_host = run.optim.offload and is_offloaded(parameter, leaf.shape)
         return host_sharding(by_path[parameter][1]) if on_host else by_path[parameter][1]
 

@@ -146,7 +146,7 @@ def leaf_bytes(state: State) -> dict[str, bytes]:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", optimizers.DIRECTIONS)
+@pytest.mark.parametrize("name", [name for name in optimizers.DIRECTIONS if name != "soap"])
 def test_all_moments_of_every_optimizer_are_bfloat16(name: Any) -> None:
     run = run_of(name=name, moments="bfloat16")
     state = trained(run, 1)
@@ -179,7 +179,7 @@ def test_roundings_of_a_layer_are_those_of_the_stack(first: int) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", [name for name in optimizers.DIRECTIONS if name != "adafactor"])
+@pytest.mark.parametrize("name", [name for name in optimizers.DIRECTIONS if name not in ("adafactor", "soap")])
 def test_a_loop_over_layers_updates_as_all_at_once(name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """To rounding errors, with two stacks and leaves of none; without `accepted` every moment remains."""
     monkeypatch.setattr(moments, "updates_by_layer", lambda: True)
