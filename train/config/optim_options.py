@@ -168,13 +168,12 @@ def check_used(optim: Optim, names: Collection[str]) -> None:
         kind = "optimizer" if chosen == optim.name else "schedule"
         choices = get_args(Optimizer if kind == "optimizer" else Schedule)
         for option in sorted({option for name in choices for option in USES[name]} - {*USES[chosen]}):
-            if f"optim.{option}" in names:
-                fix = f"leave it out, or choose one of {', '.join(name for name in choices if option in USES[name])}"
-                raise BadInput(f"--optim.{option.replace('_', '-')}: the {kind} {chosen} does not use it; {fix}")
+            others = ", ".join(name for name in choices if option in USES[name])
+            fix = f"the {kind} {chosen} does not use it; leave it out, or choose one of {others}"
+            require(f"optim.{option}" not in names, f"optim.{option}", getattr(optim, option), fix)
     for option in ("decayed", "independent_decay") if not optim.weight_decay else ():
-        if f"optim.{option}" in names:
-            fix = "leave it out, or set --optim.weight-decay"
-            raise BadInput(f"--optim.{option.replace('_', '-')}: there is no weight decay; {fix}")
+        fix = "there is no weight decay; leave it out, or set --optim.weight-decay"
+        require(f"optim.{option}" not in names, f"optim.{option}", getattr(optim, option), fix)
 
 
 def _number_of_steps(value: int | float, steps: int) -> int:

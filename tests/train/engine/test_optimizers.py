@@ -337,23 +337,23 @@ def test_a_decay_of_some_steps_is_followed_by_a_constant_rate(name: Any) -> None
         (
             {"name": "lion"},
             {"optim.eps"},
-            "--optim.eps: the optimizer lion does not use it; leave it out, or choose one of adamw,",
+            r"--optim\.eps \S+: the optimizer lion does not use it; leave it out, or choose one of adamw,",
         ),
         (
             {},
             {"optim.momentum"},
-            "--optim.momentum: the optimizer adamw does not use it; leave it out, or choose one of muon, sgd",
+            r"--optim\.momentum \S+: the optimizer adamw does not use it; leave it out, or choose one of muon, sgd",
         ),
         (
             {},
             {"optim.decay_shape"},
-            "--optim.decay-shape: the schedule cosine does not use it; leave it out, or choose one of wsd",
+            r"--optim\.decay-shape \S+: the schedule cosine does not use it; leave it out, or choose one of wsd",
         ),
-        ({"weight_decay": 0.0}, {"optim.decayed"}, "--optim.decayed: there is no weight decay; leave it out, or set"),
+        ({"weight_decay": 0.0}, {"optim.decayed"}, r"--optim\.decayed \S+: there is no weight decay; leave it out, or set"),
         (
             {"schedule": "constant"},
             {"optim.final"},
-            "--optim.final: the schedule constant does not use it; .* cosine, linear, wsd",
+            r"--optim\.final \S+: the schedule constant does not use it; .* cosine, linear, wsd",
         ),
     ],
 )
