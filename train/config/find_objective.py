@@ -2,7 +2,8 @@
 
 import dataclasses
 import inspect
-from typing import Any, get_args
+from collections.abc import Iterator
+from typing import Any, get_args, get_type_hints
 
 from train.config.declaration import ObjectiveOptions, adapt_options
 from train.config.objectives import (
@@ -123,3 +124,17 @@ def _is_objective(plugin: Plugin, value: Any) -> bool:
         and isinstance(getattr(value, "FAMILIES", None), tuple | list)
         and not {field.name for field in dataclasses.fields(options)} & RESERVED
     )
+
+
+def objectives_with_option(option: str) -> list[str]:
+    """Return the objectives that have an option of the command line, such as "masking.rate" or "data.pack"."""
+    return [name for name, kind in OPTIONS.items() if option in {*_option_names(kind, ""), *_option_names(kind.data, "data.")}]
+
+
+def _option_names(kind: Any, prefix: str) -> Iterator[str]:
+    for field in dataclasses.fields(kind):
+        group = get_type_hints(kind)[field.name]
+        if dataclasses.is_dataclass(group):
+            yield from _option_names(group, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}"

@@ -1,8 +1,7 @@
 """Declarations of the objectives: a class for each, with its data, scorer, metrics, and only the options that it uses."""
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar
 
 from train.config import option_groups as groups
 from train.config.data_options import (
@@ -394,17 +393,3 @@ OPTIONS: dict[str, type[ObjectiveOptions]] = {
     )
 }
 """Maps the name of an objective of the zoo to the class of its options."""
-
-
-def objectives_with_option(option: str) -> list[str]:
-    """Return the objectives that have an option of the command line, such as "masking.rate" or "data.pack"."""
-    return [name for name, kind in OPTIONS.items() if option in {*_names(kind, ""), *_names(kind.data, "data.")}]
-
-
-def _names(kind: Any, prefix: str) -> Iterator[str]:
-    for field in dataclasses.fields(kind):
-        group = get_type_hints(kind)[field.name]
-        if dataclasses.is_dataclass(group):
-            yield from _names(group, f"{prefix}{field.name}.")
-        else:
-            yield f"{prefix}{field.name}"

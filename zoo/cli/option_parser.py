@@ -247,7 +247,7 @@ def _of_another(token: str, objective: str) -> str:
     """Return which objectives have an option that this one lacks; "" if none has it."""
     if not objective:
         return ""
-    from train.config.objectives import objectives_with_option
+    from train.config.find_objective import objectives_with_option
 
     option = token.partition("=")[0]
     others = ", ".join(objectives_with_option(option.lstrip("-").replace("-", "_").replace(".no_", ".")))
