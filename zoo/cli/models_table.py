@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
@@ -46,13 +46,15 @@ def render_models(name: str = "", *, as_json: bool = False) -> str:
     if as_json:
         described = [describe_size(row) for row in listed] or describe_size(row_of(name))
         return json.dumps(described, indent=2) + "\n"
+    return printed_text(lambda console: _listing(console, listed) if listed else _page(console, row_of(name)))
+
+
+def printed_text(show: Callable[[Console], None]) -> str:
+    """Return the text that a function prints on a console at least `NARROWEST` columns wide, styled if stdout is a terminal."""
     console = Console(highlight=False)
     console.width = max(console.width, NARROWEST)
     with console.capture() as text:
-        if listed:
-            _listing(console, listed)
-        else:
-            _page(console, row_of(name))
+        show(console)
     # Cells are padded to the width of their column; remove the blanks at the end of each line.
     return "".join(f"{line.rstrip()}\n" for line in text.get().splitlines())
 

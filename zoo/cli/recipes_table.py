@@ -9,7 +9,7 @@ from rich.table import Table
 
 from train import recipes
 from train.config.provenance import PROVENANCE, recipe_numbers
-from zoo.cli.models_table import NARROWEST
+from zoo.cli.models_table import printed_text
 from zoo.errors import BadInput
 
 
@@ -30,15 +30,7 @@ def render_recipes(name: str = "", *, as_json: bool = False) -> str:
     if as_json:
         described: Any = describe_recipe(name) if name else [describe_recipe(other) for other in own if other in PROVENANCE]
         return json.dumps(described, indent=2) + "\n"
-    console = Console(highlight=False)
-    console.width = max(console.width, NARROWEST)
-    with console.capture() as text:
-        if name:
-            _page(console, name)
-        else:
-            _listing(console, sorted(PROVENANCE))
-    # Cells are padded to the width of their column; remove the blanks at the end of each line.
-    return "".join(f"{line.rstrip()}\n" for line in text.get().splitlines())
+    return printed_text(lambda console: _page(console, name) if name else _listing(console, sorted(PROVENANCE)))
 
 
 def describe_recipe(name: str) -> dict[str, Any]:
