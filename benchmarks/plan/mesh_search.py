@@ -211,8 +211,10 @@ def smaller_candidates(large: Sequence[tuple[Candidate, Plan]], run: run_config.
     for candidate, plan in sorted(large, key=lambda pair: pair[1].total):
         least.setdefault(candidate.mesh, (candidate, plan))
     smaller: list[Candidate] = []
-    for moments, offload in OPTIMIZERS if run.optim.name != "soap" else ():
-        host = target.platform != "cpu" and run.optim.name != "adafactor" and not run.optim.average
+    for moments, offload in OPTIMIZERS:
+        if moments == "bfloat16" and not run.optim.can_round:
+            continue
+        host = target.platform != "cpu" and run.optim.can_offload
         if (offload and not host) or (moments, offload) == (run.optim.moments, run.optim.offload):
             continue
         # What the job saves already is kept.

@@ -117,16 +117,15 @@ class Optim:
         fix = "choose a number above 0 and up to 1 (1 = the same rate in all layers)"
         require(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, fix)
         require(1 <= self.refresh <= 1_000_000, "optim.refresh", self.refresh, "choose 1 or more updates")
-        if self.name == "soap":
-            fix = "choose float32, and leave --optim.offload out"
-            plain = self.moments == "float32" and not self.offload
-            require(plain, "optim.name", self.name, f"bases of matrices are neither rounded nor kept on the host; {fix}")
-        if self.offload and self.name == "adafactor":
-            fix = "which are small; choose another optimizer, or leave it out"
-            raise BadInput(f"--optim.offload: the moments of adafactor are sums over rows and columns, {fix}")
+        fix = "the bases of soap need float32; choose it, or another optimizer"
+        require(self.moments == "float32" or self.can_round, "optim.moments", self.moments, fix)
+        if self.offload and not self.can_offload:
+            why = {
+                "adafactor": "the moments of adafactor are sums over rows and columns, which are small",
+                "soap": "an update of soap needs the bases of all layers",
+            }.get(self.name, "only moments can be on the host, and not the average of the parameters")
+            raise BadInput(f"--optim.offload: {why}; choose another optimizer, or leave it out")
         require(0 <= self.average < 1, "optim.average", self.average, "choose 0 (none) or a decay below 1, such as 0.999")
-        fix = "only moments can be on the host, and not the average of the parameters; leave one of the two out"
-        require(not (self.offload and self.average), "optim.average", self.average, fix)
         require(self.freeze_layers >= 0, "optim.freeze_layers", self.freeze_layers, "choose 0 (none) or a number of layers")
         require(0 <= self.clip < math.inf, "optim.clip", self.clip, "choose 0 (off) or a norm")
         for text in self.rates:
@@ -136,6 +135,16 @@ class Optim:
     def freezes(self) -> bool:
         """True if a part of the model is not trained."""
         return self.freeze_embeddings or self.freeze_layers > 0
+
+    @property
+    def can_round(self) -> bool:
+        """True if the moments can be stored in bfloat16."""
+        return self.name != "soap"
+
+    @property
+    def can_offload(self) -> bool:
+        """True if the moments can be in the memory of the host."""
+        return self.name not in ("adafactor", "soap") and not self.average
 
     @property
     def rate_factors(self) -> list[tuple[re.Pattern[str], float]]:

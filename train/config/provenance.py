@@ -27,7 +27,7 @@ class Provenance:
     published: Mapping[str, str]
     """Place in the source -> the options whose values are there, separated by blanks."""
     is_typical: bool = True
-    """True if a plan of another size of the family is made like this one: it has not an own batch, optimizer or phase."""
+    """True if a plan of another size of the family is made like this one: it has no batch, optimizer or phase of its own."""
     assumed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Reason -> the options whose values this project chose for it, also if a part of them is published."""
 

@@ -129,7 +129,7 @@ def _scale_by_path(cfg: Optim) -> optax.GradientTransformation:
 
 
 def scale_by_rate() -> optax.GradientTransformationExtraArgs:
-    """Return the last link of the chain: the negative product with the learning rate, an argument of `update`."""
+    """Return the link that multiplies by the negative learning rate, an argument of `update`; no later link changes updates."""
 
     def update(updates: Any, state: Any, params: Any = None, *, lr: Any = 1.0, **_: Any) -> tuple[Any, Any]:
         return jax.tree.map(lambda leaf: -lr * leaf, updates), state

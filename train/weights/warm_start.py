@@ -53,7 +53,7 @@ def _check_fork(run: run_config.Run, source: run_config.Run, checkpoints: Checkp
     require(
         not run.has_frozen and not source.has_frozen, "fork", run.fork, "adapters and frozen parts cannot be forked; leave it out"
     )
-    fix = "the moments are not interpolated; leave out one of it and --fork"
+    fix = "the moments are not interpolated; leave out this option, or --fork"
     require(run.init_positions != "interpolate", "init_positions", run.init_positions, fix)
     options = ("seed", "data.batch", "optim.name", "optim.moments", "spikes.sigmas", "spikes.window")
     values, own = flat_options(source), flat_options(run)

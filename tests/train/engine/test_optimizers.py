@@ -363,6 +363,16 @@ def test_options_without_effect_are_named(options: dict[str, Any], names: set[st
     check_used(Optim(name="muon", schedule="wsd"), {"optim.momentum", "optim.b1", "optim.decay_shape", "optim.lr"})
 
 
+def test_moments_that_an_optimizer_cannot_store_are_refused() -> None:
+    for options, message in (
+        ({"name": "soap", "moments": "bfloat16"}, r"--optim\.moments bfloat16: the bases of soap need float32"),
+        ({"name": "soap", "offload": True}, r"--optim\.offload: an update of soap needs the bases of all layers; choose another"),
+        ({"average": 0.9, "offload": True}, r"--optim\.offload: only moments can be on the host, and not the average of"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            Optim(**options)
+
+
 def test_rates_that_match_nothing_or_are_no_numbers_are_refused() -> None:
     for wrong in ("embed", "=2", "(=2", "embed=-1", "embed=inf"):
         with pytest.raises(BadInput, match=r"--optim\.rates .*choose PATTERN=FACTOR"):
