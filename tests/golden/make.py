@@ -232,7 +232,7 @@ if __name__ == "__main__":
     (FOLDER / "adapters.json").write_text(json.dumps(adapters(), separators=(",", ":")) + "\n")
     (FOLDER / "encoder_decoders.json").write_text(json.dumps(encoder_decoders(), separators=(",", ":")) + "\n")
     (FOLDER / "logits_processors.json").write_text(json.dumps(logits_processors(), separators=(",", ":")) + "\n")
-    for name in ("ettin_decoder", "llama", "gpt_oss"):
+    for name in ("ettin_decoder", "llama", "gpt_oss", "nanochat"):
         (FOLDER / f"{name}.json").write_text(json.dumps(decoder(name), separators=(",", ":")) + "\n")
     (FOLDER / "rotations.json").write_text(json.dumps(rotations(), separators=(",", ":")) + "\n")
     (FOLDER / "scores.json").write_text(json.dumps(scores(), separators=(",", ":")) + "\n")

@@ -23,12 +23,13 @@ ACTIVATIONS = {
     "ettin_decoder": "hidden_activation",
     "llama": "hidden_act",
     "gpt_oss": "hidden_act",
+    "nanochat": "hidden_act",
 }
-PLAIN = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish")
+PLAIN = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2", "silu", "swish")
 GATED = ("gated-gelu", "gated-relu", "gated-gelu_new")
 NAMES = (*PLAIN, "gelu_fast", *GATED)
 """Activations; some families have not all of them."""
-PAIRED = ("xlnet", "transformer", "modernbert", "ettin_decoder", "llama", "gpt_oss")
+PAIRED = ("xlnet", "transformer", "modernbert", "ettin_decoder", "llama", "gpt_oss", "nanochat")
 """Families with sines and cosines, which come in pairs."""
 APART = ("model_type", "architectures", "problem_type", "transformers_version", "chunk_size_feed_forward", "return_dict")
 """Keys that are not mutated: they choose the class, belong to multi-label classification, or say how the model is called."""
@@ -97,6 +98,8 @@ def drawn(rng: np.random.Generator, base: str) -> dict[str, Any]:
         numbers["llama"] = llama_numbers(rng, base, common)
     if family == "gpt_oss":
         numbers["gpt_oss"] = gpt_oss_numbers(rng, common)
+    if family == "nanochat":
+        numbers["nanochat"] = nanochat_numbers(rng, common)
     content = {"vocab_size": vocab, **numbers[family], "model_type": base}
     known = (*PLAIN[:4], *GATED) if family == "t5" else PLAIN
     content[ACTIVATIONS[family]] = "silu" if family == "gpt_oss" else str(rng.choice(known))
@@ -125,6 +128,16 @@ def gpt_oss_numbers(rng: np.random.Generator, common: dict[str, Any]) -> dict[st
         **{"num_local_experts": experts, "num_experts_per_tok": int(rng.integers(1, experts + 1))},
         **{"swiglu_limit": float(rng.integers(1, 8)), "pad_token_id": int(rng.integers(2))},
         **{"rope_theta": float(rng.integers(5, 50)), "rope_scaling": [{"rope_type": "default"}, scaling][rng.integers(2)]},
+    }
+
+
+def nanochat_numbers(rng: np.random.Generator, common: dict[str, Any]) -> dict[str, Any]:
+    """Return the numbers of a nanochat model."""
+    return {
+        **common,
+        "num_key_value_heads": int(rng.choice([1, common["num_attention_heads"]])),
+        **{"max_position_embeddings": int(rng.integers(26, 40)), "final_logit_softcapping": float(rng.integers(1, 20))},
+        **{"rope_theta": float(rng.integers(5, 50)), "pad_token_id": int(rng.integers(2))},
     }
 
 

@@ -80,10 +80,16 @@ GPT_OSS = {
         "original_max_position_embeddings": 8,
     },
 }
+NANOCHAT = {
+    **{"model_type": "nanochat", "vocab_size": 61, "max_position_embeddings": 16, "num_hidden_layers": 2, "hidden_size": 24},
+    **{"num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 20, "final_logit_softcapping": 2.0},
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10.0},
+}
 TYPES_OF_LLAMA = {"qwen2": QWEN2, "qwen3": QWEN3, "smollm3": SMOLLM3}
 TINY: dict[str, dict[str, Any]] = {
     **{"bert": BERT, "distilbert": DISTILBERT, "gpt": GPT2, "roberta": ROBERTA, "t5": T5, "transformer": MARIAN, "xlnet": XLNET},
     **{"ettin_decoder": ETTIN_DECODER, "gpt_oss": GPT_OSS, "llama": LLAMA, "modernbert": MODERNBERT},
+    "nanochat": NANOCHAT,
 }
 FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "t5-1.0": ("t5", {"feed_forward_proj": "relu", "tie_word_embeddings": True}),

@@ -24,7 +24,7 @@ from zoo.ops.counter_rng import example_seeds
 SMALL = dict(vocab=300, context=32, layers=2, decoder_layers=2, width=32, heads=4, head=8, ffn=64, pattern=("full",), window=0)
 OWN = {
     **{"modernbert": {"layers": 4, "local_window": 4}, "ettin_decoder": {"layers": 4, "window": 4}},
-    "gpt_oss": {"window": 4, "experts": 4, "ffn": 16, "kv_heads": 2},
+    **{"gpt_oss": {"window": 4, "experts": 4, "ffn": 16, "kv_heads": 2}, "nanochat": {"kv_heads": 2}},
 }
 """A local layer next to local and global ones, and a window that is narrower than the rows of tests."""
 LABELS = ("no", "perhaps", "yes")

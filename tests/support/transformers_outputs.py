@@ -10,7 +10,7 @@ import numpy as np
 PAIR = 0.4
 """Share of a row that is its first text, where a family tells the two apart."""
 T5 = ("t5", "mt5", "umt5")
-ONE_WAY = (*T5, "gpt2", "llama", "qwen2", "qwen3", "smollm3", "gpt_oss", "modernbert-decoder")
+ONE_WAY = (*T5, "gpt2", "llama", "qwen2", "qwen3", "smollm3", "gpt_oss", "modernbert-decoder", "nanochat")
 """Types whose score is read at the last token of a text."""
 
 

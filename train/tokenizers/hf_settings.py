@@ -33,7 +33,7 @@ BY_FAMILY = {
     **{"t5": "T5Tokenizer", "xlnet": "XLNetTokenizer", "modernbert": AS_WRITTEN, "xlm-roberta": "XLMRobertaTokenizer"},
     "modernbert-decoder": AS_WRITTEN,
     **{"mt5": "T5Tokenizer", "umt5": AS_WRITTEN, "llama": AS_WRITTEN, "smollm3": AS_WRITTEN, "qwen3": "Qwen2Tokenizer"},
-    **{"gpt_oss": AS_WRITTEN, "qwen2": "Qwen2Tokenizer"},
+    **{"gpt_oss": AS_WRITTEN, "nanochat": AS_WRITTEN, "qwen2": "Qwen2Tokenizer"},
 }
 """`model_type` -> the tokenizer class that is used if no file names a class."""
 OF_ROBERTA = {

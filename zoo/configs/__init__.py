@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 from zoo import plugins
 from zoo.errors import BadInput, require
 
-Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
+Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu"]
 AttentionPattern = Literal["full", "window"]
 Objective = Literal[
     "causal",

@@ -289,11 +289,12 @@ class PublishedConfig:
         return default if value is None and nullable else value
 
 
-ACTIVATIONS: dict[str, Literal["gelu", "gelu_tanh", "relu", "silu"]] = {
+ACTIVATIONS: dict[str, Literal["gelu", "gelu_tanh", "relu", "relu2", "silu"]] = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
+    "relu2": "relu2",
     "silu": "silu",
     "swish": "silu",
 }

@@ -72,7 +72,7 @@ def flops(cfg: Any, batch: Batch, kernels: int) -> float:
         kernels: number of parameters of a layer that a token is multiplied with.
     """
     rows, length = batch.tokens.shape
-    lm_head, score = (0, 2.0 * rows * cfg.width) if cfg.labels else (cfg.width * cfg.vocab, 0.0)
+    lm_head, score = (0, 2.0 * rows * cfg.width) if getattr(cfg, "labels", ()) else (cfg.width * cfg.vocab, 0.0)
     products = 2.0 * rows * length * (cfg.layers * kernels + lm_head) + score
     return products + 4.0 * cfg.layers * rows * length * length * cfg.heads * cfg.head
 

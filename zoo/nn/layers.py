@@ -267,10 +267,16 @@ def silu(x: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
     return jax.nn.silu(x.astype(jnp.float32)).astype(x.dtype)
 
 
+def relu2(x: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
+    """Return the square of x where it is positive, else 0 (So et al. 2021, Primer, section 3)."""
+    return jnp.square(jax.nn.relu(x))
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
     "relu": jax.nn.relu,
+    "relu2": relu2,
     "silu": silu,
 }
 
@@ -337,8 +343,13 @@ def lookup(
     return constrain_tokens(lookup_of_two(table, ids) if source else table[ids])
 
 
-def tied_logits(hidden: Float[Array, "*B D"], table: Float[Array, "rows D"], vocabulary: int) -> Float[Array, "*B rows"]:
-    """Return float32 logits hidden . table^T; the table's padding rows beyond `vocabulary` get no probability and no gradient."""
+def tied_logits(
+    hidden: Float[Array, "*B D"], table: Float[Array, "rows D"], vocabulary: int, *, softcap: float = 0.0
+) -> Float[Array, "*B rows"]:
+    """Return float32 logits hidden . table^T; the table's padding rows beyond `vocabulary` get no probability and no gradient.
+
+    With `softcap` c > 0 they are c tanh(logits / c) (Gemma Team 2024, Gemma 2, section 2).
+    """
     with jax.named_scope("unembed"):
         # The table's width is gathered here, as in `lookup`: once for the logits and for both of their gradients.
         kernel = constrain(table, "tensor", None)
@@ -347,6 +358,8 @@ def tied_logits(hidden: Float[Array, "*B D"], table: Float[Array, "rows D"], voc
             logits = product(hidden, OutputMajor(kernel), 1)
         else:
             logits = product(merge_rows(hidden), kernel, 1, transposed=True)
+        if softcap:
+            logits = softcap * jnp.tanh(logits / softcap)
     if vocabulary < table.shape[0]:
         logits = fill_columns(logits, vocabulary, -1e30)
     return logits.reshape(*hidden.shape[:-1], table.shape[0])  # [*B, rows]

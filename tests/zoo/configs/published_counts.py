@@ -95,6 +95,9 @@ LLAMA = {
 GPT_OSS = {"gpt-oss-20b": (20_914_757_184, 3_608_307_264), "gpt-oss-120b": (116_829_156_672, 5_132_849_472)}
 """All parameters, and those of which a token uses each; the model card says 20.91B, 3.61B, 116.83B and 5.13B."""
 
+NANOCHAT = {"nanochat-d20": 560_988_160, "nanochat-d32": 1_879_048_192}
+"""Two tables of 65,536 tokens, and 12 squares of the width in each layer; the repository says 561M and 1.9B."""
+
 XLNET = {"xlnet-base-cased": (116_718_336, 116_750_336), "xlnet-large-cased": (360_268_800, 360_300_800)}
 """The body, and with the bias of the words."""
 

@@ -124,7 +124,7 @@ def test_values_of_another_type_are_refused_without_a_type_checker() -> None:
         "    except BadInput as wrong: print(wrong)"
     )
     assert run_python("-c", code).stdout.splitlines() == [
-        "--model.activation swish: choose one of gelu, gelu_tanh, relu, silu",
+        "--model.activation swish: choose one of gelu, gelu_tanh, relu, relu2, silu",
         "--model.pattern full band: name layers, each one of full, window",
         "--model.layers nan: choose 1 to 512",
     ]

@@ -17,6 +17,7 @@ from tests.zoo.configs.published_counts import (
     LLAMA,
     MODERNBERT,
     NAMED,
+    NANOCHAT,
     ONE_TABLE,
     SIZES,
     TABLE_2_1,
@@ -54,7 +55,7 @@ def expected_counts() -> list[tuple[str, dict[str, Any], int]]:
     heads += [(name, zip(("body", "permutation"), counts, strict=True)) for name, counts in XLNET.items()]
     heads += [(name, zip(("body", "masked"), counts, strict=True)) for name, counts in MODERNBERT.items()]
     return [
-        *((name, {}, count) for name, count in (GPT | LLAMA | ETTIN_DECODER | ENCODER_DECODERS).items()),
+        *((name, {}, count) for name, count in (GPT | LLAMA | ETTIN_DECODER | NANOCHAT | ENCODER_DECODERS).items()),
         *((name, {}, count) for name, (count, _) in GPT_OSS.items()),
         *((f"{name}-alternating", {}, GPT[name]) for name in TABLE_2_1),
         *((name, {"tied": True}, count) for name, count in ONE_TABLE.items()),

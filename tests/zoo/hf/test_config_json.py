@@ -152,6 +152,10 @@ NOT_COMPUTED: dict[str, dict[str, Any]] = {
         **{"attention_bias": False, "hidden_act": "gelu", "swiglu_alpha": 1.0, "tie_word_embeddings": True},
         **{"layer_types": ["full_attention"], "is_causal": "x"},
     },
+    "nanochat": {
+        **{"attention_bias": True, "hidden_act": "mish", "tie_word_embeddings": True, "is_causal": False, "head_dim": 8},
+        **{"partial_rotary_factor": 0.5},
+    },
     "llama": {
         **{"mlp_bias": True, "use_sliding_window": True, "hidden_act": "mish", "rope_interleaved": True},
         **{"partial_rotary_factor": 0.5, "layer_types": ["full_attention"], "is_causal": False, "sliding_window": 0},
@@ -171,6 +175,7 @@ MISTYPED: dict[str, dict[str, Any]] = {
         **{"pad_token_id": None, "bos_token_id": None, "cls_token_id": None},
     },
     "gpt_oss": {"rms_norm_eps": 1, "attention_bias": 1, "rope_scaling": "x", "swiglu_limit": 7, "output_router_logits": 0},
+    "nanochat": {"rms_norm_eps": 1, "rope_parameters": "x", "rope_theta": None, "final_logit_softcapping": None},
     "llama": {"rms_norm_eps": 1, "attention_bias": 1, "rope_scaling": "x", "rope_theta": None, "pretraining_tp": 0.5},
     "xlnet": {"clamp_len": None, "start_n_top": 2.0, "use_mems_eval": None, "mem_len": False, "layer_norm_eps": None},
 }

@@ -55,6 +55,7 @@ KINDS: dict[str, dict[str, Any]] = {
         **{"model_type": "modernbert-decoder", "local_attention": 12},
         **{"bos_token_id": 1, "cls_token_id": 1, "sep_token_id": 1},
     },
+    "nanochat": {"model_type": "nanochat"},
     "smollm3": {"model_type": "smollm3", "rope_theta": 5_000_000.0, "no_rope_layer_interval": 4},
 }
 LENGTHS, TOKENS = (9, 5, 12, 1), 20
@@ -67,7 +68,7 @@ def test_greedy_texts_are_those_of_transformers(kind: str, tmp_path: Path) -> No
     """Prompts of several lengths, padded in front, decoded token by token with a cache, of grouped heads in the Llama family."""
     import torch
 
-    family = kind if kind in ("ettin_decoder", "gpt_oss") else "llama"
+    family = kind if kind in ("ettin_decoder", "gpt_oss", "nanochat") else "llama"
     groups = {} if family == "ettin_decoder" else {"num_key_value_heads": 2}
     content = published.config(family, "causal", SHAPE | groups | KINDS[kind])
     published.write(tmp_path / "model", content, spread=0.08)

@@ -60,6 +60,11 @@ SIZES: dict[str, dict[str, Any]] = {
             "original_max_position_embeddings": 32,
         },
     },
+    # That of d20 with fewer layers.
+    "nanochat": {
+        **{"model_type": "nanochat", "vocab_size": 8192, "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 4},
+        **{"num_attention_heads": 10, "num_key_value_heads": 10},
+    },
     "t5": {"model_type": "t5", "decoder_start_token_id": 0},
     # Not the defaults of its class, which are the large size's.
     "xlnet": {"model_type": "xlnet", "d_model": 768, "n_layer": 12, "n_head": 12, "d_inner": 3072},
