@@ -156,6 +156,9 @@ def test_initial_parameters(family: str) -> None:
     for (keys, leaf), changed in zip(leaves, jax.tree.leaves(other), strict=True):
         path = sharding.path_of(keys)
         assert isinstance(leaf, jax.Array) and leaf.dtype == jnp.float32
+        if family == "nanochat" and path.endswith(("out/kernel", "down/kernel", "unembed/embedding")):
+            # Zeros by design; `test_nanochat.py` compares the initial values with the source.
+            continue
         sampled, values = path.endswith(("kernel", "embedding", "sinks")), np.asarray(leaf)
         assert bool((values != np.asarray(changed)).any()) == sampled
         if "layers" in path.split("/"):
