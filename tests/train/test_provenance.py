@@ -19,6 +19,9 @@ STABLE = {"optim.name": "stable_adamw", "optim.b1": 0.9, "optim.b2": 0.98, "opti
 PHASE = {**STABLE, **MODERNBERT, "optim.schedule": "constant", "masking.rate": 0.3}
 DECAY = {**PHASE, "optim.schedule": "wsd", "optim.decay_shape": "sqrt", "optim.final": 0.001}
 SHORT, LONG = {"data.length": 1024, "model.global_base": 1e4}, {"data.length": 8192, "model.global_base": 1.6e5}
+ETTIN = {**STABLE, "optim.weight_decay": 3e-4, "data.batch": 4608}
+ETTIN_DECAY = {**ETTIN, "optim.schedule": "wsd", "optim.decay_shape": "sqrt", "data.length": 7999, "model.global_base": 1.6e5}
+ETTIN_TOKENS = {"tokenizer.kind": "modernbert", "tokenizer.vocab": 50_368}
 WSD = {"optim.name": "adamw", "optim.b1": 0.9, "optim.b2": 0.95, "optim.eps": 1e-8, "optim.clip": 1.0, "optim.schedule": "wsd"}
 WSD |= {"optim.warmup": 2000, "optim.decay_shape": "linear", "optim.final": 0.0}
 SMOLLM2 = {**WSD, **GPT_TOKENS, "tokenizer.vocab": 49_152, "data.length": 2048, "optim.weight_decay": 0.01}
@@ -96,18 +99,12 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "modernbert-large-decay": {
         **{**DECAY, **LONG, "data.batch": 624, "optim.lr": 5e-5, "optim.weight_decay": 1e-6},
     },
-    "ettin-17m": {
-        **STABLE,
-        **SHORT,
-        "masking.rate": 0.3,
-        "optim.schedule": "constant",
-        "optim.lr": 3e-3,
-        "optim.weight_decay": 3e-4,
-    },
-    "ettin-decoder-17m": {
-        **{**STABLE, **SHORT, "optim.schedule": "constant", "optim.lr": 3e-3, "optim.weight_decay": 3e-4},
-        **{"tokenizer.kind": "modernbert", "tokenizer.vocab": 50_368},
-    },
+    "ettin-17m": {**ETTIN, **SHORT, "masking.rate": 0.3, "optim.schedule": "constant", "optim.lr": 3e-3, "model.local_base": 1e4},
+    "ettin-17m-context": {**ETTIN_DECAY, "masking.rate": 0.3, "optim.lr": 3e-3, "optim.final": 0.5, "model.local_base": 1e4},
+    "ettin-17m-decay": {**ETTIN_DECAY, "masking.rate": 0.15, "optim.lr": 1.5e-3, "optim.final": 0.04, "model.local_base": 1.6e5},
+    "ettin-decoder-17m": {**ETTIN, **SHORT, **ETTIN_TOKENS, "optim.schedule": "constant", "optim.lr": 3e-3},
+    "ettin-decoder-17m-context": {**ETTIN_DECAY, **ETTIN_TOKENS, "optim.lr": 3e-3, "optim.final": 0.5},
+    "ettin-decoder-17m-decay": {**ETTIN_DECAY, **ETTIN_TOKENS, "optim.lr": 1.5e-3, "optim.final": 0.04},
     "gpt2": {
         **{
             "optim.lr": 6e-4,
@@ -145,7 +142,9 @@ TOKENS = {
     # Recipe -> (tokens in all, tokens of the warm-up) in billions.
     **{"modernbert-base": (1719, 3), "modernbert-base-context": (250, 0), "modernbert-base-decay": (50, 0)},
     **{"modernbert-large": (900, 2), "modernbert-large-context": (250, 0), "modernbert-large-decay": (50, 0)},
-    **{"ettin-17m": (1700, 4), "ettin-decoder-17m": (1700, 4), "gpt3-175b": (300, 0.375), "gpt3-small": (300, 0.375)},
+    **{"ettin-17m": (1700, 4), "ettin-17m-context": (250, 0), "ettin-17m-decay": (50, 0)},
+    **{"ettin-decoder-17m": (1700, 4), "ettin-decoder-17m-context": (250, 0), "ettin-decoder-17m-decay": (50, 0)},
+    **{"gpt3-175b": (300, 0.375), "gpt3-small": (300, 0.375)},
 }
 
 

@@ -31,19 +31,27 @@ def ettin_decoder_nano() -> Run:
     )
 
 
+SOURCE = "Weller et al. 2025, and JHU-CLSP/ettin-encoder-vs-decoder 6cbf954a, pretraining/configs/standard/very_tiny"
+NUMBERS = (
+    "steps data.length data.batch optim.name optim.b1 optim.b2 optim.eps optim.lr optim.weight_decay optim.independent_decay "
+    "optim.decayed optim.schedule optim.warmup model.global_base"
+)
+DECAY = f"{NUMBERS} optim.final optim.decay_steps optim.decay_shape"
+TOKENIZER = {"section 3": "tokenizer.kind tokenizer.vocab"}
+ASSUMED = {
+    "the file does not pack documents into rows": "data.rows",
+    "no clipping beside that of the optimizer": "optim.clip",
+    "the file drops 0.1 of the outputs of attention, attention_dropout also its weights": "model.attention_dropout",
+}
+
+
 @provenance(
     "ettin-decoder-17m",
-    "Weller et al. 2025, and JHU-CLSP/ettin-encoder-vs-decoder 6cbf954a, pretraining/configs/standard",
-    published={
-        "very_tiny/decoder_very_tiny.yaml": "steps data.length data.batch optim.name optim.b1 optim.b2 optim.eps "
-        "optim.lr optim.weight_decay optim.independent_decay optim.decayed optim.schedule optim.warmup model.global_base",
-        "section 3": "tokenizer.kind tokenizer.vocab",
-    },
+    SOURCE,
+    published={"decoder_very_tiny.yaml": NUMBERS, **TOKENIZER},
     assumed={
         "the file begins with smaller batches, up to 125 billion tokens, which are not built": "data.batch",
-        "the file does not pack documents into rows": "data.rows",
-        "no clipping beside that of the optimizer": "optim.clip",
-        "the file drops 0.1 of the outputs of attention, attention_dropout also its weights": "model.attention_dropout",
+        **ASSUMED,
     },
 )
 def ettin_decoder_17m() -> Run:
@@ -52,28 +60,79 @@ def ettin_decoder_17m() -> Run:
     Command: zoo train ettin-decoder-17m --data.paths corpus.jsonl --tokenizer.path FOLDER_WITH_ETTIN_TOKENIZER_JSON
     Hardware: meant for accelerators; it was trained on four H100 for 6 days (pretraining/README.md).
     Time: not measured (no such hardware available).
-    Expect: not measured. Numbers: configs/standard/very_tiny/decoder_very_tiny.yaml; all rotations there have the base 10,000.
+    Expect: not measured. The next phases: ettin-decoder-17m-context --init RUN, then ettin-decoder-17m-decay --init RUN.
+    """
+    # 1.7 trillion tokens, 4.7 million per step; the first 4 billion warm up. All rotations have the base 10,000.
+    return _published("ettin-decoder-17m", 360_277, lr=3e-3, warmup=848)
+
+
+@provenance(
+    "ettin-decoder-17m",
+    SOURCE,
+    published={"de_decay/decoder_very_tiny.yaml": DECAY, **TOKENIZER},
+    assumed=ASSUMED,
+    is_typical=False,
+)
+def ettin_decoder_17m_context(init: str = "") -> Run:
+    """Train the second phase of the smallest Ettin decoder: 250 billion tokens in rows of 7,999, from a run of the first.
+
+    Command: zoo train ettin-decoder-17m-context --init runs/ettin-decoder-17m --data.paths corpus.jsonl
+    Hardware: meant for accelerators: a step is 37 million tokens; with --accumulate it fits on fewer.
+    Time: not measured (no such hardware available).
+    Expect: not measured. The source continues the moments of the first phase, and --init begins with new ones.
+    """
+    run = _published("ettin-decoder-17m-context", 6_783, lr=3e-3, final=0.5)
+    return dataclasses.replace(run, init=init, init_positions="recompute") if init else run
+
+
+@provenance(
+    "ettin-decoder-17m",
+    SOURCE,
+    published={"prolong_decay/decoder_very_tiny.yaml": DECAY, **TOKENIZER},
+    assumed=ASSUMED,
+    is_typical=False,
+)
+def ettin_decoder_17m_decay() -> Run:
+    """Train the third phase of the smallest Ettin decoder: 50 billion tokens with a decaying rate, from a run of the second.
+
+    Command: zoo train ettin-decoder-17m-decay --init runs/ettin-decoder-17m-context --data.paths corpus.jsonl
+    Hardware: meant for accelerators: a step is 37 million tokens; with --accumulate it fits on fewer.
+    Time: not measured (no such hardware available).
+    Expect: not measured. The source continues the moments of the second phase, and --init begins with new ones.
+    """
+    return _published("ettin-decoder-17m-decay", 1_357, lr=1.5e-3, final=0.04)
+
+
+def _published(recipe: str, steps: int, *, lr: float, warmup: int = 0, final: float = 0.0) -> Run:
+    """Return a phase of the smallest decoder.
+
+    Args:
+        final: the rate at the end of a decay over all steps, relative to the first, of a later phase, which has longer rows and
+            rotations; 0 = the first phase, with a constant rate.
     """
     model = configs.find_size("ettin-decoder-17m")[1].config
+    optim = Optim(
+        name="stable_adamw",
+        lr=lr,
+        warmup=warmup,
+        schedule="constant",
+        b2=0.98,
+        eps=1e-6,
+        weight_decay=3e-4,
+        independent_decay=True,
+        clip=0.0,
+    )
+    if final:
+        optim = dataclasses.replace(optim, schedule="wsd", decay_shape="sqrt", decay_steps=steps, final=final)
     return Run(
-        recipe="ettin-decoder-17m",
-        model=dataclasses.replace(model, global_base=10_000.0),
-        # 1.7 trillion tokens, 4.7 million per step; the first 4 billion warm up.
-        steps=360_277,
-        options=CausalOptions(loss_chunk=128),
-        data=CausalData(length=1_024, batch=4_608, rows="packed"),
+        recipe=recipe,
+        model=model if final else dataclasses.replace(model, global_base=10_000.0),
+        steps=steps,
+        # A chunk divides the rows.
+        options=CausalOptions(loss_chunk=421 if final else 128),
+        data=CausalData(length=7_999 if final else 1_024, batch=4_608, rows="packed"),
         tokenizer=Tokenizer(kind="modernbert", vocab=model.vocab),
-        optim=Optim(
-            name="stable_adamw",
-            lr=3e-3,
-            warmup=848,
-            schedule="constant",
-            b2=0.98,
-            eps=1e-6,
-            weight_decay=3e-4,
-            independent_decay=True,
-            clip=0.0,
-        ),
+        optim=optim,
         accumulate=16,
         checkpoint=Checkpoint(every=2_000),
         log=Log(every=10, validate_every=5_000, validate_rows=1_024),

@@ -162,15 +162,19 @@ def modernbert_large_decay() -> Run:
     )
 
 
+ETTIN = "Weller et al. 2025, and JHU-CLSP/ettin-encoder-vs-decoder 6cbf954a, pretraining/configs/standard/very_tiny"
+ETTIN_MASKS = {"that of ModernBERT": "tokenizer.kind tokenizer.vocab", **MASKS}
+UNPACKED = "the file does not pack documents into rows"
+
+
 @provenance(
     "ettin-encoder-17m",
-    "Weller et al. 2025, and JHU-CLSP/ettin-encoder-vs-decoder 6cbf954a, pretraining/configs/standard",
-    published={"very_tiny/encoder_very_tiny.yaml": NUMBERS},
+    ETTIN,
+    published={"encoder_very_tiny.yaml": f"{NUMBERS} model.local_base"},
     assumed={
         "the file begins with smaller batches, up to 125 billion tokens, which are not built": "data.batch",
-        "the file does not pack documents into rows": "data.rows",
-        "that of ModernBERT": "tokenizer.kind tokenizer.vocab",
-        **MASKS,
+        UNPACKED: "data.rows",
+        **ETTIN_MASKS,
     },
 )
 def ettin_17m() -> Run:
@@ -179,10 +183,64 @@ def ettin_17m() -> Run:
     Command: zoo train ettin-17m --data.paths corpus.jsonl --tokenizer.path FOLDER_WITH_MODERNBERT_TOKENIZER_JSON
     Hardware: meant for accelerators; all three phases took 141 hours on four H100 (pretraining/README.md).
     Time: not measured (no such hardware available).
-    Expect: not measured. The next phases are not written: rows of 7,999 tokens, 30 and then 15 % of masks, a 1 - sqrt decay.
+    Expect: not measured. The next phases: ettin-17m-context --init RUN, then ettin-17m-decay --init RUN.
     """
     # 1.7 trillion tokens, of which 4 billion warm up.
-    return _published("ettin-17m", "ettin-encoder-17m", 360_277, 4_608, lr=3e-3, warmup=848, weight_decay=3e-4)
+    return _ettin("ettin-17m", 360_277, lr=3e-3, warmup=848, local_base=10_000.0)
+
+
+@provenance(
+    "ettin-encoder-17m",
+    ETTIN,
+    published={"de_decay/encoder_very_tiny.yaml": f"{DECAY} model.local_base"},
+    assumed={UNPACKED: "data.rows", **ETTIN_MASKS},
+    is_typical=False,
+)
+def ettin_17m_context(init: str = "") -> Run:
+    """Train the second phase of the smallest Ettin encoder: 250 billion tokens in rows of 7,999, from a run of the first.
+
+    Command: zoo train ettin-17m-context --init runs/ettin-17m --data.paths corpus.jsonl
+    Hardware: meant for accelerators: a step is 37 million tokens; with --accumulate it fits on fewer.
+    Time: not measured (no such hardware available).
+    Expect: not measured. The source continues the moments of the first phase, and --init begins with new ones.
+    """
+    run = _ettin("ettin-17m-context", 6_783, lr=3e-3, context=7_999, local_base=10_000.0, final=0.5)
+    return _with_longer_rotations(run, init)
+
+
+@provenance(
+    "ettin-encoder-17m",
+    ETTIN,
+    published={"prolong_decay/encoder_very_tiny.yaml": f"{DECAY} model.local_base"},
+    assumed={UNPACKED: "data.rows", **ETTIN_MASKS},
+    is_typical=False,
+)
+def ettin_17m_decay(init: str = "") -> Run:
+    """Train the third phase of the smallest Ettin encoder: 50 billion tokens, 15 % of them masked, from a run of the second.
+
+    Command: zoo train ettin-17m-decay --init runs/ettin-17m-context --data.paths corpus.jsonl
+    Hardware: meant for accelerators: a step is 37 million tokens; with --accumulate it fits on fewer.
+    Time: not measured (no such hardware available).
+    Expect: not measured. The source continues the moments of the second phase, and --init begins with new ones.
+    """
+    run = _ettin("ettin-17m-decay", 1_357, lr=1.5e-3, context=7_999, local_base=160_000.0, final=0.04)
+    options = dataclasses.replace(run.options, masking=dataclasses.replace(THIRD, rate=0.15))
+    return _with_longer_rotations(dataclasses.replace(run, options=options), init)
+
+
+def _ettin(
+    recipe: str, steps: int, *, lr: float, local_base: float, warmup: int = 0, context: int = 0, final: float = 0.0
+) -> Run:
+    """Return a phase of the smallest Ettin encoder, whose local layers have a base of rotations of their own.
+
+    Args:
+        final: the rate at the end of a decay over all steps, relative to the first; 0 = the rate is constant.
+    """
+    decay = (steps, final) if final else None
+    run = _published(
+        recipe, "ettin-encoder-17m", steps, 4_608, lr=lr, warmup=warmup, context=context, weight_decay=3e-4, decay=decay
+    )
+    return dataclasses.replace(run, model=dataclasses.replace(run.model, local_base=local_base))
 
 
 def _with_longer_rotations(run: Run, init: str) -> Run:
