@@ -99,6 +99,8 @@ def install(extras, groups, fresh):
     project = f"{ROOT}[{','.join(extras)}]" if extras else str(ROOT)
     group_args = [part for group in groups for part in ("--group", f"{ROOT / 'pyproject.toml'}:{group}")]
     pins = ["-c", str(PINNED), "--build-constraints", str(PINNED)]
+    # Where Python may not store compiled modules, as in many containers, each start would compile all that it imports.
+    pins += ["--compile-bytecode"] if sys.flags.dont_write_bytecode else []
     subprocess.run([*uv, "pip", "install", "-q", "--python", python, *pins, *group_args, "-e", project], check=True)
 
 
