@@ -2,13 +2,14 @@
 
 The step updates a pytree `params`, and takes the gradient of the loss through `training_params(params, base)`. In a run without
 frozen parameters that function is the identity. Frozen parameters, those of the base model below adapters or frozen layers and
-embeddings, are an input of the step, and neither gradients nor checkpoints contain them. An objective may add parameters of its
+embeddings, are an input of the step, and neither gradients nor checkpoints contain them. With width transfer, the function
+multiplies each leaf by a constant. An objective may add parameters of its
 own, such as PPO's value head, which lie beside the others under names of their own and are not exported.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import jax
 from jax.sharding import Mesh
 
 from train.config.run_config import Run
+from train.config.width_base import base_config
 from train.engine.state_init import TrainedParams, all_params
+from train.engine.width_transfer import LeafFactors, factors_of_run, multiply_leaves, transferred_params
 from train.objectives.base import Objective
 from train.run.run_dir import RunDir
 from train.weights import adapter_params, frozen_layers, param_parts
@@ -43,6 +46,11 @@ class Parametrization:
     def trained(self) -> TrainedParams:
         """The initializer and the sharding of the trained parameters."""
         return all_params(self.model).beside(self.added)
+
+    @property
+    def gradient_factors(self) -> Mapping[str, float] | None:
+        """Factors of the gradients before the moments, by path; None: all are 1."""
+        return None
 
     def training_params(self, params: Any, base: Any) -> Any:
         """Return the parameters that the loss is computed with, in training: the model's, and those that the objective adds."""
@@ -103,6 +111,37 @@ class Parametrization:
         """Return the model's parameters alone, of a result of `reader`."""
         names = jax.eval_shape(lambda: self.added.init(jax.random.key(0)))
         return {name: part for name, part in params.items() if name not in names}
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class WidthTransfer(Parametrization):
+    """The training of all parameters, which are constants times trained ones; see `train.engine.width_transfer`."""
+
+    factors: Mapping[str, LeafFactors]
+    base_width: int
+
+    @property
+    def trained(self) -> TrainedParams:
+        """The model's own initializer, times constants."""
+        parameters, factors = all_params(self.model), {path: leaf.initial for path, leaf in self.factors.items()}
+        return TrainedParams(lambda key: multiply_leaves(parameters.init(key), factors), parameters.sharding)
+
+    @property
+    def gradient_factors(self) -> Mapping[str, float]:
+        """Factors that give gradients the size that they have in the base."""
+        return {path: leaf.gradient for path, leaf in self.factors.items()}
+
+    def model_params(self, params: Any, base: Any) -> Any:
+        """Return the parameters of the model."""
+        return multiply_leaves(params, {path: leaf.multiplier for path, leaf in self.factors.items()})
+
+    def describe(self, objective: str) -> dict[str, str]:
+        """Return both widths in words."""
+        return {"width transfer": f"from width {self.base_width} to {self.model.config.width}"}
+
+    def reader(self, mesh: Mesh) -> Callable[[Any], Any]:
+        """Return a compiled function that takes trained parameters and returns their `model_params`, sharded alike."""
+        return functools.partial(transferred_params, self.factors)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -192,6 +231,12 @@ def parametrization_of(run: Run, objective: Objective, mesh: Mesh) -> Parametriz
     """
     model, parts = models.model(run.model), frozen_layers.param_parts(run)
     added, spec = objective.added_params(model), adapter_params.adapters_of(run)
+    if run.width_transfer:
+        names = ", ".join(jax.eval_shape(lambda: added.init(jax.random.key(0))))
+        fix = f"{run.objective} adds parameters, {names}, for which it has no rule; leave it out"
+        require(not names, "width_transfer", run.width_transfer, fix)
+        base_width = base_config(run.model, run.width_transfer).width
+        return WidthTransfer(model=model, added=added, factors=factors_of_run(run), base_width=base_width)
     if parts is None:
         return Parametrization(model=model, added=added)
     options: dict[str, Any] = {"model": model, "added": added, "parts": parts, "base": parts.abstract_base(mesh)}

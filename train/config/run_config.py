@@ -17,6 +17,7 @@ from train.config.objectives import (
 )
 from train.config.optim_options import Optim
 from train.config.option_groups import Selection, Spikes
+from train.config.width_base import check_width_transfer
 from zoo.configs import InitPositions, Objective, Precision, longest_row
 from zoo.errors import require
 
@@ -209,6 +210,9 @@ class Run(Generic[Model, Options, DataOptions]):
     adapter: str = ""
     """Folder of an adapter in peft's format for the model of --init; training continues from it. Options of --lora that are not
     set take the adapter's values."""
+    width_transfer: str = ""
+    """Base of width transfer, whose learning rate, warm-up and weight decay then suit this model too: a size of its family, or a
+    width in which the model has heads of the same size (muP: Yang and Hu 2021; depth: Dey et al. 2025). Empty = none."""
     steps: int = 1000
     """Number of training steps."""
     extended_from: Annotated[tuple[int, ...], tyro.conf.Suppress] = ()
@@ -296,6 +300,8 @@ class Run(Generic[Model, Options, DataOptions]):
         fix = f"the model has {layers}; choose at most as many"
         require(self.optim.freeze_layers <= layers, "optim.freeze_layers", self.optim.freeze_layers, fix)
         self._check_adapters()
+        if self.width_transfer:
+            check_width_transfer(self)
         has_experts = getattr(self.model, "experts", 0) > 0
         require(has_experts or self.mesh.expert == 1, "mesh.expert", self.mesh.expert, "the model has no experts; choose 1")
         require(self.accumulate >= 1, "accumulate", self.accumulate, "choose 1 or more micro-batches")

@@ -38,6 +38,15 @@ def matrix_kinds(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda keys, _: "matrix" if is_matrix(path_of(keys)) else "other", params)
 
 
+def kernel_axes(path: str, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return the axes of inputs and those of outputs of a kernel or an untied output table; None for any other leaf."""
+    if is_matrix(path):
+        return _axes_of(path)
+    if path == "unembed/embedding":
+        return (1,), (0,)
+    return (tuple(range(ndim - 1)), (ndim - 1,)) if path.endswith("kernel") else None
+
+
 def matrix_sizes(path: str, shape: tuple[int, ...]) -> tuple[int, int]:
     """Return the numbers of inputs and outputs of each matrix of a leaf."""
     inputs, outputs = _axes_of(path)

@@ -1,6 +1,7 @@
 """The optimizer of a run: clipping, the direction, weight decay and the learning rate, in a chain of optax."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import optax
 
 from train.config.optim_options import Optim
 from train.engine import averages, moments, optimizers
+from train.engine.width_transfer import multiply_leaves
 from zoo.errors import BadInput
 from zoo.models import Model
 from zoo.ops.reductions import sum_of_squares
@@ -45,17 +47,22 @@ def check_rates(cfg: Optim, trained: Any) -> None:
             raise BadInput(f"--optim.rates {pattern.pattern}: matches no parameter that is trained; {fix}")
 
 
-def make_optimizer(cfg: Optim) -> optax.GradientTransformationExtraArgs:
+def make_optimizer(cfg: Optim, gradient_factors: Mapping[str, float] | None = None) -> optax.GradientTransformationExtraArgs:
     """Return the optimizer: it clips, chooses a direction, decays weights and multiplies by the learning rates.
 
     `update` takes the learning rate `lr`, 1 by default, `norm`, the gradients' norm, if it is computed already, and `accepted`:
     see `train.engine.moments.stream_moments`.
+
+    Args:
+        gradient_factors: factors of the clipped gradients by path; None = all are 1.
     """
     direction = optimizers.direction_of(cfg)
     if cfg.moments == "bfloat16":
         direction = moments.round_moments(direction)
     if cfg.offload:
         direction = moments.stream_moments(direction)
+    if gradient_factors is not None:
+        direction = _of_scaled_gradients(direction, gradient_factors)
     adds_decay = cfg.weight_decay > 0 and cfg.name not in optimizers.INCLUDES_DECAY
     links = (
         _clip(cfg.clip) if cfg.clip > 0 else None,
@@ -112,6 +119,18 @@ def _clip(max_norm: float) -> optax.GradientTransformationExtraArgs:
         return jax.tree.map(lambda grad: grad * factor.astype(grad.dtype), updates), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def _of_scaled_gradients(
+    direction: optax.GradientTransformation, factors: Mapping[str, float]
+) -> optax.GradientTransformationExtraArgs:
+    """Return a direction whose gradients are multiplied by factors first; its state is the direction's own."""
+    inner = optax.with_extra_args_support(direction)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        return inner.update(multiply_leaves(updates, factors), state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 def _scale_by_layer(cfg: Optim) -> optax.GradientTransformation:

@@ -151,13 +151,9 @@ def _muon(cfg: Optim) -> optax.GradientTransformation:
     (Liu et al. 2025, section 2.2), so that both kinds of leaves use the same learning rate and weight decay.
     """
 
-    def scale(path: str, shape: tuple[int, ...]) -> float:
-        inputs, outputs = matrix_sizes(path, shape)
-        return 0.2 * math.sqrt(max(inputs, outputs)) if cfg.muon_scale == "adam" else math.sqrt(max(1.0, outputs / inputs))
-
     def orthogonalize(keys: Any, leaf: jax.Array) -> jax.Array:
         path = path_of(keys)
-        return scale(path, leaf.shape) * map_matrices(newton_schulz, path, leaf)
+        return muon_scale(cfg, *matrix_sizes(path, leaf.shape)) * map_matrices(newton_schulz, path, leaf)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, MuonState]:
         def blend(old: jax.Array, new: jax.Array) -> jax.Array:
@@ -169,6 +165,11 @@ def _muon(cfg: Optim) -> optax.GradientTransformation:
 
     matrices = optax.GradientTransformation(lambda params: MuonState(optax.tree.zeros_like(params)), update)
     return optax.partition({"matrix": matrices, "other": _adam(cfg)}, matrix_kinds)
+
+
+def muon_scale(cfg: Optim, inputs: int, outputs: int) -> float:
+    """Return the factor of Muon's orthogonalized updates of a matrix."""
+    return 0.2 * math.sqrt(max(inputs, outputs)) if cfg.muon_scale == "adam" else math.sqrt(max(1.0, outputs / inputs))
 
 
 def newton_schulz(matrices: Float[Array, "B M N"], steps: int = 5) -> Float[Array, "B M N"]:

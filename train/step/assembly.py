@@ -44,7 +44,7 @@ def assemble(run: run_config.Run, objective: Objective, mesh: Mesh, parameters: 
     """
     parameters = parameters or parametrization_of(run, objective, mesh)
     optim.check_rates(run.optim, jax.eval_shape(lambda: parameters.trained.init(jax.random.key(0))))
-    model, tx = parameters.model, optim.make_optimizer(run.optim)
+    model, tx = parameters.model, optim.make_optimizer(run.optim, parameters.gradient_factors)
     state = abstract_state(run, model, tx, mesh, parameters.trained)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = make_step(run, model, objective, tx, DTYPES[run.precision], parameters.training_params)

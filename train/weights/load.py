@@ -17,6 +17,7 @@ from train.engine import device_mesh
 from train.engine.averages import stored_average
 from train.engine.optim import make_optimizer
 from train.engine.state_init import all_params
+from train.engine.width_transfer import factors_of_run, transferred_params
 from train.run.run_dir import RunDir, is_run, no_checkpoint, plugin_notices, read_config
 from train.store import run_fetch
 from train.tokenizers import hf_files
@@ -135,6 +136,8 @@ def restore_params(path: Path, run: run_config.Run, mesh: Mesh, step: int | None
         BadInput: no intact checkpoint, or one of another configuration; or the run's frozen parameters are missing.
     """
     trained, number, meta = restore_trained(path, run, mesh, step)
+    if run.width_transfer:
+        return transferred_params(factors_of_run(run), trained), number, meta
     if (parts := frozen_layers.param_parts(run)) is None:
         return trained, number, meta
     base = param_parts.read_base(RunDir(path), parts, mesh, meta.get("base", ""), notify=_print_error)

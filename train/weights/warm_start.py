@@ -55,7 +55,7 @@ def _check_fork(run: run_config.Run, source: run_config.Run, checkpoints: Checkp
     )
     fix = "the moments are not interpolated; leave out this option, or --fork"
     require(run.init_positions != "interpolate", "init_positions", run.init_positions, fix)
-    options = ("seed", "data.batch", "optim.name", "optim.moments", "spikes.sigmas", "spikes.window")
+    options = ("seed", "width_transfer", "data.batch", "optim.name", "optim.moments", "spikes.sigmas", "spikes.window")
     values, own = flat_options(source), flat_options(run)
     for option in options:
         fix = f"the state of {run.init} has {values[option]}; choose it, or leave --fork out"
