@@ -56,7 +56,9 @@ def _check_fork(run: run_config.Run, source: run_config.Run, checkpoints: Checkp
     fix = "the moments are not interpolated; leave out this option, or --fork"
     require(run.init_positions != "interpolate", "init_positions", run.init_positions, fix)
     options = ("seed", "width_transfer", "data.batch", "optim.name", "optim.moments", "spikes.sigmas", "spikes.window")
-    values, own = flat_options(source), flat_options(run)
+    values, own = (
+        {name: "none" if value == "" else value for name, value in flat_options(config).items()} for config in (source, run)
+    )
     for option in options:
         fix = f"the state of {run.init} has {values[option]}; choose it, or leave --fork out"
         require(own[option] == values[option], option, own[option], fix)
