@@ -78,6 +78,6 @@ def _in_proportion(model: Any, width: int) -> dict[str, int]:
         if not (own := getattr(model, name, 0)):
             continue
         values[name], rest = divmod(own * width, model.width)
-        fix = f"the model's {name} {own} of width {model.width} has no whole number in proportion; choose another width"
+        fix = f"{name} {own} of width {model.width} would not be a whole number in proportion; choose another width"
         require(width > 0 and not rest, "width_transfer", width, fix)
     return values

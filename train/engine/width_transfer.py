@@ -43,19 +43,18 @@ from zoo.sharding import path_of
 
 TABLE = "embed/tokens/embedding"
 LAST_NORMS = {
-    "gpt": r"norm/",
-    "llama": r"norm/",
-    "gpt_oss": r"norm/",
-    "ettin_decoder": r"unembed/dense/norm/",
-    "bert": r"masked/norm/",
-    "roberta": r"masked/norm/",
-    "distilbert": r"masked/norm/",
-    "modernbert": r"masked/norm/",
-    "t5": r"decoder/norm/",
-    "transformer": r"decoder/layers/norm2/",
-    "xlnet": r"layers/norm2/",
+    "gpt": "norm/",
+    "llama": "norm/",
+    "ettin_decoder": "unembed/dense/norm/",
+    "bert": "masked/norm/",
+    "roberta": "masked/norm/",
+    "distilbert": "masked/norm/",
+    "modernbert": "masked/norm/",
+    "t5": "decoder/norm/",
+    "transformer": "decoder/layers/norm2/",
+    "xlnet": "layers/norm2/",
 }
-"""Family -> beginning of the paths of the norm before the logits of a tied table; that of a stack is its last layer's."""
+"""Family that may have a tied table -> beginning of the paths of the norm before its logits, of a stack that of the last layer."""
 TABLE_POWERS = {"transformer": 0.5}
 """Family -> power of the width with which its forward pass multiplies the rows of the table; others do not."""
 LOGIT_POWERS = {"t5": -0.5}

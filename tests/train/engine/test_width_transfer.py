@@ -10,16 +10,17 @@ import pytest
 
 from tests.support import coordinate_check, tiny
 from tests.support.coordinate_check import changes_of, optimizer
-from tests.support.small import small
+from tests.support.small import shapes, small
 from train.checkpoints.manifest import by_path
 from train.config import run_config
 from train.config.optim_options import Optim
 from train.config.width_base import base_config
 from train.engine import device_mesh, state_init
-from train.engine.width_transfer import LeafFactors, width_factors
+from train.engine.width_transfer import LAST_NORMS, LeafFactors, width_factors
 from train.objectives.causal import Causal
 from train.parametrization import parametrization_of
 from train.step.assembly import assemble
+from zoo import models
 from zoo.errors import BadInput
 from zoo.models import Model, model
 
@@ -94,6 +95,13 @@ def test_constants_are_those_of_the_paper(family: str) -> None:
     assert matched == {kind for _, kind in RULES[family]} | {"vector"}
 
 
+def test_every_family_has_a_norm_before_its_tied_logits() -> None:
+    # The table of gpt-oss is never tied.
+    assert LAST_NORMS.keys() == {*models.families()} - {"gpt_oss"}
+    for family, prefix in LAST_NORMS.items():
+        assert any(path.startswith(prefix) for path in by_path(shapes(small(family)))), family
+
+
 def test_depth_scales_what_layers_add() -> None:
     """As in CompleteP (Dey et al. 2025, table 1, alpha = 1): 1/m on the branches, rates and deviations of all else unchanged."""
     deep = small("gpt", layers=8)
@@ -113,7 +121,7 @@ def test_a_base_is_a_size_or_a_width() -> None:
     base = base_config(size, "gpt2")
     assert (base.width, base.heads, base.layers, base.vocab) == (768, 12, 12, size.vocab)
     for config, name, message in (
-        (gpt, "12", "heads 4 of width 32 has no whole number in proportion"),
+        (gpt, "12", "heads 4 of width 32 would not be a whole number in proportion"),
         (gpt, "0", "choose another width"),
         (gpt, "bert-base-uncased", "it is a bert; choose a size of gpt"),
         (gpt, "gpt2", "its heads have head 64 and those of the model 8"),
@@ -158,7 +166,8 @@ def test_a_base_of_the_same_width_changes_nothing() -> None:
         np.testing.assert_array_equal(leaf, of_model[path])
 
 
-TOLERANCE = 1.2
+TOLERANCE = 0.2
+"""Largest relative difference from the base over widths 64 to 1,024; without the rules it is larger."""
 
 
 def standard_rate(path: str, leaf: LeafFactors) -> LeafFactors:
@@ -171,10 +180,10 @@ def standard_rate(path: str, leaf: LeafFactors) -> LeafFactors:
 @pytest.mark.planted(2)
 def test_changes_of_a_gpt_do_not_grow_with_its_width() -> None:
     base, wide = (np.array(changes_of("gpt", width, 64, optimizer("gpt"))) for width in (64, 256))
-    assert (np.maximum(wide / base, base / wide) < TOLERANCE).all()
+    np.testing.assert_allclose(wide, base, rtol=TOLERANCE)
     # The control, in which nothing depends on the width, and the mistake: rates that do not.
     assert max(np.array(changes_of("gpt", 256, None, optimizer("gpt"))) / base) > 1.5
-    assert max(np.array(changes_of("gpt", 256, 64, optimizer("gpt"), change=standard_rate)) / base) > TOLERANCE
+    assert max(np.array(changes_of("gpt", 256, 64, optimizer("gpt"), change=standard_rate)) / base) > 1 + TOLERANCE
 
 
 @pytest.mark.full
@@ -183,5 +192,5 @@ def test_changes_do_not_grow_with_the_width(family: str) -> None:
     by_rules, standard = (
         np.array([changes_of(family, width, base, optimizer(family)) for width in coordinate_check.WIDTHS]) for base in (64, None)
     )
-    assert (by_rules.max(0) / by_rules.min(0) < TOLERANCE).all()
-    assert (standard[-1] / standard[0] > TOLERANCE).any()
+    np.testing.assert_allclose(by_rules, np.tile(by_rules[0], (len(by_rules), 1)), rtol=TOLERANCE)
+    assert max(standard[-1] / standard[0]) > 1 + TOLERANCE

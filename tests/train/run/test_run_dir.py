@@ -282,6 +282,7 @@ MAY_CHANGE = {
 MAKES_ANOTHER: list[tuple[str, Any, str]] = [
     ("steps", 900, "steps: 1000 before, 900 now"),
     ("seed", 1, "seed: 0 before, 1 now"),
+    ("width_transfer", "96", "width_transfer: none before, 96 now"),
     ("precision", "bfloat16", "precision: auto before, bfloat16 now"),
     ("label_smoothing", 0.1, "label_smoothing: 0.0 before, 0.1 now"),
     ("data", CausalData(batch=32), "data.batch: 16 before, 32 now"),
