@@ -54,7 +54,7 @@ LAST_NORMS = {
     "transformer": "decoder/layers/norm2/",
     "xlnet": "layers/norm2/",
 }
-"""Family that may have a tied table -> beginning of the paths of the norm before its logits, of a stack that of the last layer."""
+"""Family that may have a tied table -> beginning of the paths of the norm before its logits, in a stack the last one."""
 TABLE_POWERS = {"transformer": 0.5}
 """Family -> power of the width with which its forward pass multiplies the rows of the table; others do not."""
 LOGIT_POWERS = {"t5": -0.5}
