@@ -46,6 +46,7 @@ place. `zoo train gpt-nano --optim.lr 1e-3` sets an option; in Python, `zoo.trai
 - Whole numbers may be written as `1e6`. A list takes several values: `--data.paths a.txt b.txt`.
 - A flag is switched on by its name and off by `no-` before the last part: `--selection.best`, `--selection.no-best`.
 - `--objective NAME` trains another objective that the model family has; it has other options.
+- `--phases NEXT NEXT` trains other recipes after it; see [phases](recipes.md#phases).
 - A recipe has only the options that its objective, its model and its data use. The default is that of `DEFAULT_RECIPE`, or of the
   first recipe that is named. What the other recipes change is listed [below](#values-of-the-recipes).
 - A run has `--init-positions`, `--adapter`, the options of `--lora`, `--optim.layer-decay`, `--optim.freeze-layers` and

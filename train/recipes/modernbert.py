@@ -62,7 +62,7 @@ def modernbert_base() -> Run:
     Command: zoo train modernbert-base --data.paths corpus.jsonl --tokenizer.path FOLDER_WITH_MODERNBERT_TOKENIZER_JSON
     Hardware: meant for many accelerators: a step is 4.7 million tokens; with --accumulate it fits on fewer.
     Time: not measured (no such hardware available).
-    Expect: not measured. The next phases: modernbert-base-context --init RUN, then modernbert-base-decay --init RUN.
+    Expect: not measured. The next phases: --phases modernbert-base-context modernbert-base-decay.
     """
     # 1.719 trillion tokens; 3 billion of warm-up.
     return _published("modernbert-base", "modernbert-base", 364_303, 4_608, lr=8e-4, warmup=636)

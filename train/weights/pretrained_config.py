@@ -4,12 +4,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from train.config.run_config import Run
 from train.run.run_dir import is_run, read_config
 from train.weights.resolve_model_name import resolve_model_name
 from zoo import configs
 from zoo.configs._encoder import BodyConfig
 from zoo.configs._score_head import REWARD
-from zoo.errors import BadInput
+from zoo.errors import BadInput, require
 from zoo.hf.config_json import PublishedConfig
 from zoo.published_family import find_family
 
@@ -62,6 +63,35 @@ def check_family(init: str, model: Any) -> None:
         raise BadInput(
             f"--init {init}: a {kind}, and the recipe trains a {trained}; choose a recipe of {kind}, or name a {trained}"
         )
+
+
+def check_body(run: Run, cfg: Any) -> None:
+    """Refuse a run of a model with another body than that of `run.init`, except for positions that `run.init_positions` changes.
+
+    Args:
+        cfg: the configuration of the model of `run.init`, of the same family.
+
+    Raises:
+        BadInput: every value that differs is named.
+    """
+    init_shape, run_shape = configs.body_fields(cfg), configs.body_fields(run.model)
+    different = [name for name, value in run_shape.items() if init_shape[name] != value]
+    (change, fields), chosen = configs.changeable_positions(run.model), run.init_positions
+    possible = f"choose {' or '.join(dict.fromkeys(('same', change)))}"
+    require(
+        chosen in ("same", change), "init_positions", chosen, f"a {configs.family_of(run.model)} does not have them; {possible}"
+    )
+    refused = [name for name in different if chosen == "same" or name not in fields]
+    if refused:
+        fix = "choose the recipe of its size, or set --model.*"
+        if change != "same" and set(refused) <= set(fields):
+            fix += f", or choose --init-positions {change} for longer rows"
+        values = ", ".join(f"{name} {init_shape[name]} there and {run_shape[name]} here" for name in refused)
+        raise BadInput(f"--init {run.init}: another model: {values}; {fix}")
+    require(chosen == "same" or bool(different), "init_positions", chosen, "the positions of --init are the same; leave it out")
+    for name in fields if chosen == "interpolate" else ():
+        fix = f"the model of --init has {init_shape[name]} positions, and interpolation adds some; choose more"
+        require(run_shape[name] > init_shape[name], f"model.{name}", run_shape[name], fix)
 
 
 def may_have_labels(init: str) -> bool:

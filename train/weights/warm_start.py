@@ -15,10 +15,10 @@ from train.engine.state import State
 from train.run.run_dir import is_run, no_checkpoint, read_config
 from train.run.run_identity import flat_options
 from train.weights.load import NEWEST, Loaded, load_model, open_checkpoints
-from train.weights.pretrained_config import check_family
+from train.weights.pretrained_config import check_body, check_family
 from train.weights.resolve_model_name import resolve_model_name
 from zoo import configs, published_weights, sharding
-from zoo.errors import BadInput, require
+from zoo.errors import require
 from zoo.models import Model
 
 TASK_SPECIFIC = ("classifier", "dense")
@@ -38,7 +38,7 @@ def check_init(run: run_config.Run) -> None:
     folder = resolve_model_name(run.init)
     source = read_config(folder) if is_run(folder) else None
     cfg = source.model if source else published_weights.read_config(folder)[0]
-    _check_body(run, cfg)
+    check_body(run, cfg)
     if source is None:
         published_weights.open_folder(folder)
         require(not run.fork, "fork", run.fork, f"{run.init} has weights alone, and no moments; name a run, or leave --fork out")
@@ -89,28 +89,6 @@ def forked_state(run: run_config.Run, state: State, notify: Callable[[str], None
     assert restored is not None
     notify(f"continues {run.init} from step {run.fork:,}, with its moments and its position in the data")
     return restored[0]
-
-
-def _check_body(run: run_config.Run, cfg: Any) -> None:
-    """Refuse a model with another body than that of `run.init`, except for positions that `run.init_positions` changes."""
-    init_shape, run_shape = configs.body_fields(cfg), configs.body_fields(run.model)
-    different = [name for name, value in run_shape.items() if init_shape[name] != value]
-    (change, fields), chosen = configs.changeable_positions(run.model), run.init_positions
-    possible = f"choose {' or '.join(dict.fromkeys(('same', change)))}"
-    require(
-        chosen in ("same", change), "init_positions", chosen, f"a {configs.family_of(run.model)} does not have them; {possible}"
-    )
-    refused = [name for name in different if chosen == "same" or name not in fields]
-    if refused:
-        fix = "choose the recipe of its size, or set --model.*"
-        if change != "same" and set(refused) <= set(fields):
-            fix += f", or choose --init-positions {change} for longer rows"
-        values = ", ".join(f"{name} {init_shape[name]} there and {run_shape[name]} here" for name in refused)
-        raise BadInput(f"--init {run.init}: another model: {values}; {fix}")
-    require(chosen == "same" or bool(different), "init_positions", chosen, "the positions of --init are the same; leave it out")
-    for name in fields if chosen == "interpolate" else ():
-        fix = f"the model of --init has {init_shape[name]} positions, and interpolation adds some; choose more"
-        require(run_shape[name] > init_shape[name], f"model.{name}", run_shape[name], fix)
 
 
 def initial_params_from(run: run_config.Run, model: Model, mesh: Mesh, notify: Callable[[str], None]) -> Any:

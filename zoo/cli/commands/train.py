@@ -19,6 +19,8 @@ from zoo.cli.command_setup import (
     unlisted_fields,
 )
 from zoo.cli.option_parser import explicit_names, parse
+from zoo.cli.phases import OPTION as PHASES
+from zoo.cli.phases import check_phases, split_phases
 from zoo.runtime import launch
 
 if TYPE_CHECKING:
@@ -47,14 +49,25 @@ def train(args: list[str]) -> int:
     name = args.pop(0) if args and not args[0].startswith("-") else recipes.DEFAULT
     is_check = CHECK in args
     args = [arg for arg in args if arg != CHECK]
-    run = parse_run(name, args)
-    if is_check:
-        return check_data(run)
-    stacks, sizes = RunDir.of(run).stacks(0), mesh_sizes.fewer_processes(run)
-    command = ["train", name, *args]
-    if (code := prepare_process(run.machine, command, stacks=stacks, smaller_group_sizes=sizes)) is not None:
-        return code
-    return train_here(run, named_mesh_axes(args), began)
+    phases, steps = split_phases(name, args)
+    if len(phases) > 1:
+        check_phases([parse_options(*phase) for phase in phases], steps)
+    code, is_prepared = None, False
+    for recipe, options in phases:
+        run = parse_run(recipe, options)
+        if is_check:
+            # The data of a later phase is read with the tokenizer of the one before it.
+            return check_data(run)
+        if not is_prepared:
+            stacks, sizes = RunDir.of(run).stacks(0), mesh_sizes.fewer_processes(run)
+            # Local processes train one phase, and others are started for the next one.
+            code = prepare_process(run.machine, ["train", recipe, *options], stacks=stacks, smaller_group_sizes=sizes)
+            is_prepared = code is None
+        if is_prepared:
+            code, began = train_here(run, named_mesh_axes(options), began), None
+        if code:
+            return code
+    return 0
 
 
 def check_data(run: "Run") -> int:
@@ -118,6 +131,7 @@ def parse_options(name: str, args: list[str]) -> "Run":
     default = take_adapter(default, args)
     # tyro joins the lines of a paragraph, so each field of the docstring becomes a paragraph.
     about = re.sub(r"\n+(?=[A-Z]\w+: )", "\n\n", inspect.getdoc(recipes.find_recipe(name)) or "")
+    about += f"\n\n{PHASES} RECIPE ... trains these after it, each from the parameters of the one before."
     about += f"\n\n{CHECK} checks options and data, prints what would be trained, and ends."
     about += f"\n\nObjective: {default.objective}. --objective NAME --help lists the options of another one."
     about += "" if has_weights else " With --init FOLDER, --help also lists the options of frozen layers and low-rank adapters."
