@@ -73,7 +73,7 @@ def _candidates(program: Program, large: list[LargeArray], memory: int) -> Itera
     if part:
         batch = run.data.batch // part
         reason = f"a device has {rows // part:,} of the {rows:,} rows"
-        yield Advice(options=f"--batch {batch}", reason=reason, change=_within("data", batch=batch))
+        yield Advice(options=f"--batch {batch}", reason=reason, change=_within("data", batch=batch, ramp=()))
     if train and SHARE * sizes["optimizer"] >= memory:
         if run.optim.moments == "float32":
             options, reason = "--optim.moments bfloat16", "moments take half the memory"

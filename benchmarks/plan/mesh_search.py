@@ -13,6 +13,7 @@ from benchmarks.plan.compile_program import Mode
 from benchmarks.plan.plan_record import Plan, SearchResult
 from benchmarks.plan.target_devices import Target
 from train.config import mesh_sizes, optim_options, run_config
+from train.config.batch_sizes import micro_batches
 from train.run.progress_display import PieceProgress
 from zoo.configs import Remat
 from zoo.errors import BadInput, require
@@ -293,6 +294,7 @@ def mesh_candidates(run: run_config.Run, mode: Mode, target: Target) -> Iterator
     if target.published is None or target.published.host_link is None:
         remats = tuple(remat for remat in remats if remat != "offload")
     rows, devices = run.data.batch, len(target_devices.devices_of_target(target))
+    smaller = [stage.rows for stage in run.data.sizes.stages[:-1]]
     parts, policies = _divisors(devices), {"moments": run.optim.moments, "offload": run.optim.offload}
     for fsdp, tensor, sequence in itertools.product(parts, parts, parts if mode == "train" else [1]):
         data, rest = divmod(devices, fsdp * tensor * sequence)
@@ -303,7 +305,8 @@ def mesh_candidates(run: run_config.Run, mode: Mode, target: Target) -> Iterator
             continue
         counts = [rows // (data * fsdp)] if sequence > 1 else _divisors(rows // (data * fsdp))
         for accumulate in counts if mode == "train" else [1]:
-            if math.log2(accumulate).is_integer() or accumulate == run.accumulate:
+            divides = all(size % (data * fsdp * micro_batches(size, rows, accumulate)) == 0 for size in smaller)
+            if divides and (math.log2(accumulate).is_integer() or accumulate == run.accumulate):
                 for remat in remats:
                     mesh = {"data": data, "fsdp": fsdp, "tensor": tensor, "sequence": sequence}
                     yield Candidate(**mesh, **policies, remat=remat, accumulate=accumulate)

@@ -123,7 +123,7 @@ def read_run(path: str | Path) -> FinishedRun:
     check_identity(checkpoint, meta, run)
     if (run.init or run.teacher) and "parents" not in meta:
         raise BadInput(f"{checkpoint / NAME}: no 'parents', so it is unknown what {path} started from; train it again")
-    costs = read_costs(folder, last, meta)
+    costs = read_costs(folder, last, meta, run.data.sizes)
     if costs["tokens"] is None:
         raise BadInput(f"{folder.metrics}: no row of the training; restore the file")
     scores = read_result(folder.scores, "score the run again")

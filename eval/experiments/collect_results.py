@@ -15,6 +15,7 @@ from eval.experiments.experiment_data import ANY, EMBEDDED
 from eval.experiments.grid import TOKENIZER, Grid, Node
 from eval.experiments.item_sampling_error import item_errors
 from train.checkpoints import manifest
+from train.config.data_options import Data
 from train.run.metric_definitions import METRICS
 from train.run.metrics_file import read_rows
 from train.run.progress_display import short_number
@@ -145,7 +146,6 @@ def read_cell(node: Node, row: str, folder: Path) -> dict[str, Any]:
     starts = _rows(files.starts)
     valid = [] if node.task else [row for row in _rows(files.metrics) if row.get("kind") == "valid"]
     per_step = starts[-1].get("flops") if starts else None
-    tokens = node.config.data.batch * node.config.data.length
     return {
         "row": row,
         "seed": node.seed,
@@ -155,7 +155,7 @@ def read_cell(node: Node, row: str, folder: Path) -> dict[str, Any]:
         "scores": {name: value for name, value in scores.items() if math.isfinite(value)},
         "costs": _costs(node, files, int(meta.get("step", 0)), meta),
         "fingerprints": _fingerprints(node, files, meta),
-        "curves": _curves(valid, tokens, per_step),
+        "curves": _curves(valid, node.config.data, per_step),
         "provenance": _provenance(starts),
     }
 
@@ -195,7 +195,7 @@ def _costs(node: Node, files: RunDir, last: int, meta: Mapping[str, Any]) -> dic
     """Return the costs of a training run's steps; None for costs that are not recorded, and for all costs of an evaluation."""
     from train.run.costs import read_known_costs
 
-    recorded = {} if node.task or not last else read_known_costs(files, last, meta)
+    recorded = {} if node.task or not last else read_known_costs(files, last, meta, node.config.data.sizes)
     return {name: recorded.get(name) for name in COSTS}
 
 
@@ -238,17 +238,17 @@ def _other_registrations(cells: Sequence[Mapping[str, Any]], registered: str) ->
     ]
 
 
-def _curves(valid: Sequence[Mapping[str, Any]], tokens: int, flops: float | None) -> dict[str, list[list[int | float | None]]]:
+def _curves(valid: Sequence[Mapping[str, Any]], data: Data, flops: float | None) -> dict[str, list[list[int | float | None]]]:
     """Return score -> [input tokens, FLOPs, value] of each validation, for the scores that have a better direction.
 
     Args:
-        tokens: input tokens of a step.
-        flops: FLOPs of a step; None if they are not recorded.
+        data: the rows of the steps.
+        flops: FLOPs of a step of `data.batch` rows; None if they are not recorded.
     """
     names = [name for name, metric in METRICS.items() if metric.better and any(name in row for row in valid)]
     return {
         name: [
-            [row["step"] * tokens, None if flops is None else row["step"] * flops, row[name]]
+            [(seen := data.sizes.examples(row["step"])) * data.length, flops and flops * (seen / data.batch), row[name]]
             for row in valid
             if isinstance(row.get(name), int | float) and math.isfinite(row[name])
         ]

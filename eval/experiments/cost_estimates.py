@@ -43,8 +43,10 @@ def node_cost(node: Node, flops: float) -> Cost:
     if node.task:
         return Cost(steps=0, input_tokens=0, flops=0.0, overhead=START_EVALUATION + node.seconds)
     run = node.config
-    tokens = run.steps * run.data.batch * run.data.length
-    return Cost(steps=run.steps, input_tokens=tokens, flops=run.steps * flops, overhead=START + node.seconds)
+    examples = run.data.sizes.examples(run.steps)
+    # The FLOPs are those of a step of `data.batch` rows.
+    used = flops * (examples / run.data.batch)
+    return Cost(steps=run.steps, input_tokens=examples * run.data.length, flops=used, overhead=START + node.seconds)
 
 
 def node_costs(grid: Grid) -> dict[str, Cost]:

@@ -56,7 +56,8 @@ def few_seeds(grid: Grid) -> str:
 
 def input_positions(node: Node) -> int:
     """Return the positions of the inputs of all training steps of a node, padding included; 0 for an evaluation."""
-    return 0 if node.task else node.config.steps * node.config.data.batch * node.config.data.length
+    run = node.config
+    return 0 if node.task else run.data.sizes.examples(run.steps) * run.data.length
 
 
 def check_budgets(grid: Grid, spent: Mapping[str, float | int], unit: str) -> None:

@@ -124,4 +124,4 @@ class RunProgress:
 
 
 def _tokens(node: Node) -> int:
-    return node.config.steps * node.config.data.batch * node.config.data.length
+    return node.config.data.sizes.examples(node.config.steps) * node.config.data.length

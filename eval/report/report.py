@@ -250,7 +250,8 @@ def _origin(run: Run, train: Sequence[Any], sources: Sequence[Any] | None) -> li
     """Return the origin of the parameters, and the amount and sources of the text they were trained on."""
     done = train[-1]["step"] if train else 0
     # A row of several options has more tokens than its length.
-    planned = train[-1]["tokens"] * run.steps // done if train else run.steps * run.data.batch * run.data.length
+    examples = run.data.sizes.examples
+    planned = train[-1]["tokens"] * examples(run.steps) // examples(done) if train else examples(run.steps) * run.data.length
     start = f"as {run.init} left them" if run.init else f"initialized at random, seed {run.seed}"
     seen = f"{short_number(train[-1]['tokens'] if train else 0)}" + (
         f" of {short_number(planned)} planned" if done < run.steps else ""
@@ -261,7 +262,7 @@ def _origin(run: Run, train: Sequence[Any], sources: Sequence[Any] | None) -> li
     epochs = ("Epochs",) if done == run.steps else ("Epochs so far", "Epochs planned")
     rows = []
     for source in sources:
-        seen = [source["epochs"] * share for share in (done / run.steps, 1.0)]
+        seen = [source["epochs"] * share for share in (examples(done) / examples(run.steps), 1.0)]
         shares = (f"{source['weight']:.1%}", f"{source['share']:.1%}")
         rows.append((source["name"], *shares, source["tokens"], source["rows"], *seen[-len(epochs) :]))
     return [facts, Table(("Source", "Weight", "Share of tokens", "Tokens", "Rows", *epochs), rows)]

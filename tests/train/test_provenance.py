@@ -147,6 +147,13 @@ TOKENS = {
     **{"gpt3-175b": (300, 0.375), "gpt3-small": (300, 0.375)},
 }
 
+RAMPS: dict[str, dict[float, int] | tuple[int, int, float]] = {
+    # Recipe -> (rows at first, unit of the rows, tokens of the ramp), or tokens -> rows of a step from there on.
+    **{"gpt3-small": (16, 16, 4e9), "gpt3-175b": (16, 128, 12e9), "modernbert-base": (768, 768, 50e9)},
+    **{"modernbert-large": (448, 448, 10e9), "ettin-17m": (576, 576, 125e9), "ettin-decoder-17m": (576, 576, 125e9)},
+    "llama3-8b": {0: 2**9, 257e6: 2**10, 2.86e12: 2**10, 2.88e12: 2**11},
+}
+
 
 def numbers_of(name: str) -> dict[str, Any]:
     return recipe_numbers(recipe(name), PROVENANCE[name])
@@ -184,10 +191,32 @@ def test_numbers_are_those_of_the_sources(name: str) -> None:
 def test_numbers_of_tokens_are_published(name: str) -> None:
     run, (total, warmup) = recipe(name), TOKENS[name]
     step = run.data.batch * run.data.length / 1e9
-    assert run.steps * step == pytest.approx(total, abs=step)
-    assert run.optim.warmup_steps(run.steps) * step == pytest.approx(warmup, abs=step)
+
+    def billions(steps: float) -> float:
+        return run.data.sizes.examples(int(steps)) * run.data.length / 1e9
+
+    assert billions(run.steps) == pytest.approx(total, abs=step)
+    assert billions(run.optim.warmup_steps(run.steps)) == pytest.approx(warmup, abs=step)
     if name.startswith("gpt3"):
-        assert (run.optim.warmup_steps(run.steps) + run.optim.decay_steps) * step == pytest.approx(260, abs=2 * step)
+        assert billions(run.optim.warmup_steps(run.steps) + run.optim.decay_steps) == pytest.approx(260, abs=2 * step)
+
+
+@pytest.mark.parametrize("name", RAMPS)
+def test_batches_grow_as_published(name: str) -> None:
+    """The sizes are those of a line over the tokens, rounded down to their unit, or those of the text."""
+    run, ramp = recipe(name), RAMPS[name]
+    sizes, length = run.data.sizes, run.data.length
+    if isinstance(ramp, dict):
+        for tokens, rows in ramp.items():
+            assert sizes.rows(sizes.place_of(int(tokens / length))[0]) == rows
+        return
+    first, unit, tokens = ramp
+    for share in (0.0, 0.013, 0.21, 0.5, 0.77, 0.995, 1.01):
+        step, place = sizes.place_of(int(share * tokens / length))
+        begun = (share * tokens / length - place) * length / tokens
+        line = first + (run.data.batch - first) * min(begun, 1)
+        rows = max(unit, int(line // unit) * unit) if line < run.data.batch else run.data.batch
+        assert sizes.rows(step) == rows, share
 
 
 def test_zoo_recipes_prints_every_number_with_its_source(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ import math
 import re
 from typing import ClassVar, Literal
 
+from train.config.batch_sizes import BatchSizes, batch_sizes
 from zoo.errors import require
 
 Kind = Literal["text", "labelled", "pairs", "dialogue", "preference", "unpaired", "prompts"]
@@ -34,6 +35,9 @@ class Data:
     """Number of tokens in a row, T (encoder-decoders: in its source)."""
     batch: int = 16
     """Number of rows in a global batch, B, over all devices and micro-batches."""
+    ramp: tuple[str, ...] = ()
+    """Smaller batches at the beginning: ROWS@TOKENS, rows of a step until that many tokens were seen, as in 1024@252e6; then
+    --data.batch. No items = none. Each size is a program of its own, compiled when it comes."""
 
     def __post_init__(self) -> None:
         for key, name in (("split", self.split), ("subset", self.subset)):
@@ -42,6 +46,17 @@ class Data:
         require(0 < self.valid_fraction < 0.9, "data.valid_fraction", self.valid_fraction, "choose a share between 0 and 0.9")
         require(1 <= self.length <= 1 << 20, "data.length", self.length, "choose 1 to 1,048,576 tokens")
         require(1 <= self.batch <= 1 << 24, "data.batch", self.batch, "choose 1 to 16,777,216 rows")
+        batch_sizes(self.batch, self.ramp, self.length)
+
+    @property
+    def sizes(self) -> BatchSizes:
+        """The number of rows of each step."""
+        return batch_sizes(self.batch, self.ramp, self.length)
+
+    def steps_of(self, tokens: float) -> int:
+        """Return the number of steps after which `tokens` tokens were seen, padding included, or up to a batch more."""
+        examples = math.ceil(tokens / self.length)
+        return self.sizes.place_of(examples - 1)[0] + 1 if examples else 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from zoo.configs import Size
 Status = Literal["published", "assumed", "unknown"]
 METHODS = ("masking", "permutation", "denoising", "distillation")
 """Groups of options of objectives with numbers of a method; the others choose memory, files or formats."""
-DATA = ("length", "target_length", "batch", "rows", "pack")
+DATA = ("length", "target_length", "batch", "ramp", "rows", "pack")
 OPTIMIZER = ("name", "lr", "schedule", "warmup", "weight_decay", "decayed", "independent_decay", "rates", "clip")
 """Options of every optimizer and schedule; `USES` has the others."""
 

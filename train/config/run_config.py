@@ -6,6 +6,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
+from train.config.batch_sizes import micro_batches
 from train.config.data_options import Data
 from train.config.declaration import AUTO_CHUNK, ObjectiveOptions, TokenOptions
 from train.config.lora_options import Lora
@@ -283,6 +284,19 @@ class Run(Generic[Model, Options, DataOptions]):
         """Number of different batches in the run. Each is used in one step, or in each epoch of its rollout."""
         return self.options.rollout.batches_of(self.steps) if isinstance(self.options, RolloutOptions) else self.steps
 
+    @property
+    def examples(self) -> int:
+        """Number of examples of all `batches`."""
+        return self.data.sizes.examples(self.batches)
+
+    def micro_batches(self, rows: int) -> int:
+        """Return the number of micro-batches of a batch: with `data.ramp`, the least with at most as many rows as others have.
+
+        Args:
+            rows: number of rows of the batch; without `data.ramp` it is ignored.
+        """
+        return micro_batches(rows, self.data.batch, self.accumulate) if self.data.ramp else self.accumulate
+
     def batch_of(self, step: int) -> int:
         """Return the number of the batch of a step, which of `batches` it is trained on."""
         return self.options.rollout.batch_of(step) if isinstance(self.options, RolloutOptions) else step
@@ -309,6 +323,7 @@ class Run(Generic[Model, Options, DataOptions]):
         require(self.max_skipped >= 1, "max_skipped", self.max_skipped, "choose 1 or more steps")
         fix = f"it must divide --data.batch {self.data.batch}"
         require(self.data.batch % self.accumulate == 0, "accumulate", self.accumulate, fix)
+        self._check_ramp()
         divides = self.loss_chunk <= 0 or self.data.length % self.loss_chunk == 0
         require(divides, "loss_chunk", self.loss_chunk, f"it must divide --data.length {self.data.length}")
         if (longest := longest_row(self.model)) is not None:
@@ -317,6 +332,18 @@ class Run(Generic[Model, Options, DataOptions]):
             require(self.data.length <= longest, "data.length", self.data.length, fix)
             target = getattr(self.data, "target_length", 0)
             require(target <= longest, "data.target_length", target, fix)
+
+    def _check_ramp(self) -> None:
+        """Refuse smaller first batches that do not divide into micro-batches, or do not fit the objective or the engine."""
+        if not (ramp := " ".join(self.data.ramp)):
+            return
+        for rows in (stage.rows for stage in self.data.sizes.stages):
+            parts = self.micro_batches(rows)
+            fix = f"{rows} rows do not divide into {parts} micro-batches, of at most {self.data.batch // self.accumulate} rows; "
+            require(rows % parts == 0, "data.ramp", ramp, f"{fix}choose a multiple of {parts}")
+        fix = f"the rows of a {self.objective} run depend on the size of its batches, which must be the same; leave it out"
+        require(not isinstance(self.options, PermutationOptions | RolloutOptions), "data.ramp", ramp, fix)
+        require(self.engine == "jit", "data.ramp", ramp, "pmap has batches of one size; leave it out, or choose --engine jit")
 
     def check_base(self) -> None:
         """Refuse adapters without frozen parameters. A plan does not call this, because it needs only their shapes.

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from train.config.objectives import LOSS_METRICS
+from train.config.objectives import LOSS_METRICS, PermutationOptions, RolloutOptions
 from train.config.run_config import Run
 from zoo.configs import changeable_positions
 
@@ -47,6 +47,8 @@ def _unusable(run: Run, tokenizer: str, has_weights: bool) -> Iterator[str]:
     if not hasattr(run.model, "experts"):
         yield "mesh.expert"
     yield from run.options.unused
+    if isinstance(run.options, PermutationOptions | RolloutOptions):
+        yield "data.ramp"
     # --labelled.multi-label determines it.
     yield "model.multi_label"
     if run.options.metrics and len({"loss" if name in LOSS_METRICS else name for name in run.options.metrics}) == 1:

@@ -165,15 +165,16 @@ def local_rows(mesh: Mesh, batch: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(batch)[index] for index in slices]))
 
 
-def owned_rows(mesh: Mesh, batch: int) -> np.ndarray:
-    """Return the places in `local_rows` of the rows that no process of a lower number has, ascending, int64[owned].
+def owned_rows(mesh: Mesh, batch: int) -> tuple[int, np.ndarray]:
+    """Return the number of `local_rows`, and the places in them of those that no process of a lower number has, int64[owned].
 
-    Over all processes these are all rows of the global batch, each once.
+    The places ascend. Over all processes these are all rows of the global batch, each once.
     """
     owner = np.full(batch, jax.process_count())
     for device, index in batch_sharding(mesh).devices_indices_map((batch,)).items():
         owner[index] = np.minimum(owner[index], device.process_index)
-    return np.flatnonzero(owner[local_rows(mesh, batch)] == jax.process_index())
+    own = owner[local_rows(mesh, batch)]
+    return len(own), np.flatnonzero(own == jax.process_index())
 
 
 def shard_batch(batch: Any, mesh: Mesh, rows: int) -> Any:

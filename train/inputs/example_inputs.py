@@ -186,7 +186,7 @@ class ExampleInputs:
 
     def use_text(self, run: Run) -> str:
         """Return in words how often a run uses the training rows."""
-        return f"{run.steps:,} steps of {run.data.batch}, {run.steps * run.data.batch / len(self.training):.3g} epochs"
+        return f"{run.steps:,} steps of {run.data.sizes}, {run.examples / len(self.training):.3g} epochs"
 
 
 Halves = tuple[list[Any], list[Any]]

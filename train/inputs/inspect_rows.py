@@ -39,8 +39,8 @@ GUTTER = 7
 def inspect(run: run_config.Run, folder: RunDir, *, count: int, first: int, stored_data: bool = False) -> None:
     """Print the examples `first`, `first` + 1, ... of a run, `count` of them, exactly as it trains on them.
 
-    The number of an example is step x batch + its place in the batch. Where a run takes several steps on a batch, the batch is
-    printed for each of them.
+    The number of an example is that of the examples of the steps before its own, step x batch, + its place in the batch. Where a
+    run takes several steps on a batch, the batch is printed for each of them.
 
     Each example is printed with its origin, its tokens and the predictions that count; the last line has the share of padding.
     The output is styled on a terminal and plain text elsewhere. Neither parameters nor a device are needed: the fields of `Batch`
@@ -61,9 +61,9 @@ def inspect(run: run_config.Run, folder: RunDir, *, count: int, first: int, stor
     if stored_data:
         check_stored_data(run, folder, data.fingerprints())
     batches = Batches(data.rows, run_inputs.builder(run, data), run.seed, 1, np.arange(1), run.mask_period, run.repeat)
-    examples = [(number, *divmod(number, run.data.batch)) for number in range(first, first + count)]
+    examples = [(number, *run.data.sizes.place_of(number)) for number in range(first, first + count)]
     # Each of these batches is one example, so that their numbers are those of examples of the stream.
-    streamed = [run.batch_of(step) * run.data.batch + place for _, step, place in examples]
+    streamed = [run.data.sizes.examples(run.batch_of(step)) + place for _, step, place in examples]
     chosen = [batches.use(number).row for number in streamed]
     names = _document_names(data.rows, chosen)
     console = Console(highlight=False, markup=False, emoji=False)

@@ -68,9 +68,9 @@ class TextInputs:
 
     def describe(self, run: run_config.Run) -> dict[str, str]:
         """Return a summary of the text and its use in the run, for the console and the report."""
-        shares = self.rows.shares(run.steps * run.data.batch)
+        shares = self.rows.shares(run.examples)
         names, tokens = ", ".join(share.name for share in shares), sum(share.tokens for share in shares)
-        seen = f"{short_number(run.steps * run.data.batch * run.data.length)} in {run.steps:,} steps"
+        seen = f"{short_number(run.examples * run.data.length)} in {run.steps:,} steps"
         taken = "" if run.data.take == 1 else f", a sample of {run.data.take:.3g} of the text"
         facts = {"data": f"{names}{taken}: {short_number(tokens)} tokens, {len(self.rows)} rows of {run.data.length}"}
         if len(shares) == 1:

@@ -70,7 +70,7 @@ class TrainingLoop:
         self._show_header(flops)
         self.counts = TextCounts(
             opened.data.tokenizer,
-            device_mesh.owned_rows(opened.mesh, run.data.batch),
+            dict(device_mesh.owned_rows(opened.mesh, stage.rows) for stage in run.data.sizes.stages),
             saved=start.restored.get("counts") if start.restored else dict.fromkeys(COUNTS, 0),
         )
         logger = MetricLogger(
@@ -109,7 +109,9 @@ class TrainingLoop:
         owned = self.counts.owned_part(host)
         self.counts.add(owned, opened.objective.text_ids(opened.run, owned))
         with this_process.stage("waiting for the devices", waiting=True):
-            self.state, metrics = engine.step(self.state, engine.shard_batch(host), self._frozen, self._base)
+            batch = engine.shard_batch(host)
+            with self._compiling():
+                self.state, metrics = engine.step(self.state, batch, self._frozen, self._base)
         stop.begin()
         fault_point("train.step")
         self.recorder.step(metrics, self.feed.rows_of(self.step) if opened.run.log.ledger else None)
@@ -118,6 +120,16 @@ class TrainingLoop:
         self._signalled = self._signalled or stop.agreed(self.step - self.start.first)
         self.exhausted = self.feed.exhausted()
         self.stopping = bool(self._signalled or self.exhausted) and self.feed.at_boundary(self.step)
+
+    def _compiling(self) -> contextlib.AbstractContextManager[None]:
+        """Return what encloses the launch of the next step, which is compiled if its batch has another size than the last one's.
+
+        The compilation of the first step is counted before the loop.
+        """
+        sizes, step = self.opened.run.data.sizes, self.step
+        if step == self.start.first or sizes.rows(step) == sizes.rows(step - 1):
+            return contextlib.nullcontext()
+        return self.recorder.pause("compiling the step")
 
     def end(self, reason: str) -> None:
         """Take no further step; the checkpoint of this one records the reason, so that the run counts as finished.

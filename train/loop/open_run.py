@@ -148,5 +148,5 @@ def _write_folder(opened: OpenRun, assembly: Assembly, checkpoint: Any) -> None:
     data.tokenizer.save(folder.tokenizer)
     if run.init and checkpoint is None and opened.model.generates:
         keep_generation(run.init, folder.path)
-    shares = data.rows.shares(run.batches * run.data.batch // run.repeat)
+    shares = data.rows.shares(run.examples // run.repeat)
     write_json(folder.data, [{**dataclasses.asdict(share), "epochs": share.epochs} for share in shares])

@@ -1,6 +1,7 @@
 """Preparation of a run, before its folder is opened: devices, model, objective and data."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,17 @@ def prepare(run: Run, console: Console, evaluation: Evaluation) -> PreparedRun:
     data = objective.extend_inputs(run, mesh, data, caches.cache_dir() / "reference", progress=show)
     console.progress("preparing the model", now=True)
     build, local_rows = run_inputs.builder(run, data), device_mesh.local_rows(mesh, run.data.batch)
-    batches = Batches(data.rows, build, run.seed, run.data.batch, local_rows, run.mask_period, run.repeat)
+    batches = Batches(
+        data.rows,
+        build,
+        run.seed,
+        run.data.batch,
+        local_rows,
+        run.mask_period,
+        run.repeat,
+        sizes=run.data.sizes,
+        local_of=functools.partial(device_mesh.local_rows, mesh),
+    )
     shapes = batches.shapes()
     _check_carry(run, model, data)
     if mesh.devices.flat[0].platform != "cpu":

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from train.config.batch_sizes import linear_ramp
 from train.config.data_options import CausalData
 from train.config.objectives import CausalOptions
 from train.config.provenance import provenance
@@ -50,20 +51,23 @@ ASSUMED = {
     SOURCE,
     published={"decoder_very_tiny.yaml": NUMBERS, **TOKENIZER},
     assumed={
-        "the file begins with smaller batches, up to 125 billion tokens, which are not built": "data.batch",
+        "as in the file, which begins with the rows of a micro-batch, here on 4 GPUs, and grows by them": "data.ramp",
         **ASSUMED,
     },
 )
 def ettin_decoder_17m() -> Run:
-    """Train the smallest Ettin decoder from scratch on your own text: its first phase, with the full batch, in packed rows.
+    """Train the smallest Ettin decoder from scratch on your own text: its first phase, in packed rows.
 
     Command: zoo train ettin-decoder-17m --data.paths corpus.jsonl --tokenizer.path FOLDER_WITH_ETTIN_TOKENIZER_JSON
     Hardware: meant for accelerators; it was trained on four H100 for 6 days (pretraining/README.md).
     Time: not measured (no such hardware available).
     Expect: not measured. The next phases: ettin-decoder-17m-context --init RUN, then ettin-decoder-17m-decay --init RUN.
     """
-    # 1.7 trillion tokens, 4.7 million per step; the first 4 billion warm up. All rotations have the base 10,000.
-    return _published("ettin-decoder-17m", 360_277, lr=3e-3, warmup=848)
+    data = CausalData(length=1_024, batch=4_608, ramp=linear_ramp(576, 4_608, 125 * 10**9, unit=576), rows="packed")
+    run = _published("ettin-decoder-17m", data, data.steps_of(1_700e9), lr=3e-3)
+    # All rotations have the base 10,000, and the first 4 billion tokens warm up.
+    model = dataclasses.replace(run.model, global_base=10_000.0)
+    return dataclasses.replace(run, model=model, optim=dataclasses.replace(run.optim, warmup=data.steps_of(4e9)))
 
 
 @provenance(
@@ -81,7 +85,7 @@ def ettin_decoder_17m_context(init: str = "") -> Run:
     Time: not measured (no such hardware available).
     Expect: not measured. The source continues the moments of the first phase, and --init begins with new ones.
     """
-    run = _published("ettin-decoder-17m-context", 6_783, lr=3e-3, final=0.5)
+    run = _published("ettin-decoder-17m-context", LONG, 6_783, lr=3e-3, final=0.5)
     return dataclasses.replace(run, init=init, init_positions="recompute") if init else run
 
 
@@ -100,21 +104,23 @@ def ettin_decoder_17m_decay() -> Run:
     Time: not measured (no such hardware available).
     Expect: not measured. The source continues the moments of the second phase, and --init begins with new ones.
     """
-    return _published("ettin-decoder-17m-decay", 1_357, lr=1.5e-3, final=0.04)
+    return _published("ettin-decoder-17m-decay", LONG, 1_357, lr=1.5e-3, final=0.04)
 
 
-def _published(recipe: str, steps: int, *, lr: float, warmup: int = 0, final: float = 0.0) -> Run:
+LONG = CausalData(length=7_999, batch=4_608, rows="packed")
+
+
+def _published(recipe: str, data: CausalData, steps: int, *, lr: float, final: float = 0.0) -> Run:
     """Return a phase of the smallest decoder.
 
     Args:
-        final: the rate at the end of a decay over all steps, relative to the first, of a later phase, which has longer rows and
-            rotations; 0 = the first phase, with a constant rate.
+        final: the rate at the end of a decay over all steps, relative to the first; 0 = the rate is constant.
     """
     model = configs.find_size("ettin-decoder-17m")[1].config
     optim = Optim(
         name="stable_adamw",
         lr=lr,
-        warmup=warmup,
+        warmup=0,
         schedule="constant",
         b2=0.98,
         eps=1e-6,
@@ -126,14 +132,14 @@ def _published(recipe: str, steps: int, *, lr: float, warmup: int = 0, final: fl
         optim = dataclasses.replace(optim, schedule="wsd", decay_shape="sqrt", decay_steps=steps, final=final)
     return Run(
         recipe=recipe,
-        model=model if final else dataclasses.replace(model, global_base=10_000.0),
+        model=model,
         steps=steps,
         # A chunk divides the rows.
-        options=CausalOptions(loss_chunk=421 if final else 128),
-        data=CausalData(length=7_999 if final else 1_024, batch=4_608, rows="packed"),
+        options=CausalOptions(loss_chunk=421 if data.length % 128 else 128),
+        data=data,
         tokenizer=Tokenizer(kind="modernbert", vocab=model.vocab),
         optim=optim,
-        accumulate=16,
+        accumulate=8,
         checkpoint=Checkpoint(every=2_000),
         log=Log(every=10, validate_every=5_000, validate_rows=1_024),
     )

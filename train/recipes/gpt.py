@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from train.config.batch_sizes import linear_ramp
 from train.config.data_options import CausalData
 from train.config.objectives import CausalOptions
 from train.config.provenance import provenance
@@ -77,14 +78,18 @@ GPT3_NUMBERS = {
     "table 2.1": "optim.lr data.length tokenizer.vocab",
     "section 2.1": "tokenizer.kind",
 }
-GPT3_ASSUMED = {
-    "about the batch of table 2.1; the paper begins with 32,000 tokens and grows over the first 4 to 12 billion": "data.batch",
-}
+GPT3_ASSUMED = {"about the batch of table 2.1": "data.batch"}
 
 
-@provenance("gpt3-small", GPT3, published=GPT3_NUMBERS, assumed=GPT3_ASSUMED, is_typical=False)
+@provenance(
+    "gpt3-small",
+    GPT3,
+    published=GPT3_NUMBERS,
+    assumed={**GPT3_ASSUMED, "as published, over the least of 4 to 12 billion tokens, in steps of 16 rows": "data.ramp"},
+    is_typical=False,
+)
 def gpt3_small() -> Run:
-    """Train GPT-3 small (125M) as published (Brown et al. 2020, table 2.1 and appendix B), with the full batch throughout.
+    """Train GPT-3 small (125M) as published (Brown et al. 2020, table 2.1 and appendix B), with its ramp of the batch.
 
     Command: zoo train gpt3-small --data.paths corpus.jsonl --tokenizer.path FOLDER_WITH_GPT2_TOKENIZER_JSON
     Hardware: meant for 8 accelerators of 80 GB; with --accumulate it fits on fewer, with the same steps.
@@ -92,24 +97,35 @@ def gpt3_small() -> Run:
     Expect: not measured. The paper prints no loss on a public corpus.
     """
     model = configs.find_size("gpt3-small")[1].config
+    # From 32,768 to 524,288 tokens.
+    data = CausalData(length=model.context, batch=256, ramp=linear_ramp(16, 256, 4 * 10**9, unit=16))
     return Run(
         recipe="gpt3-small",
         model=model,
-        # 300 billion tokens, half a million per step; 375 million warm up, and the decay ends at 260 billion.
-        steps=585_938,
+        steps=data.steps_of(300e9),
         options=CausalOptions(loss_chunk=128),
-        data=CausalData(length=model.context, batch=250),
+        data=data,
         tokenizer=Tokenizer(vocab=model.vocab),
-        optim=Optim(lr=6e-4, warmup=732, decay_steps=507_080, final=0.1, b2=0.95, weight_decay=0.1),
+        optim=_gpt3_optim(data, 6e-4),
         accumulate=2,
         checkpoint=Checkpoint(every=1_000),
         log=Log(every=10, validate_every=1_000, validate_rows=1_024),
     )
 
 
-@provenance("gpt3-175b", GPT3, published=GPT3_NUMBERS, assumed=GPT3_ASSUMED)
+@provenance(
+    "gpt3-175b",
+    GPT3,
+    published=GPT3_NUMBERS,
+    assumed={
+        **GPT3_ASSUMED,
+        "as published, over the most of 4 to 12 billion tokens, in steps of 128 rows; the mesh does not divide the first 16": (
+            "data.ramp"
+        ),
+    },
+)
 def gpt3_175b() -> Run:
-    """Train GPT-3 175B as published (Brown et al. 2020, appendix B), with the full batch throughout. For planning.
+    """Train GPT-3 175B as published (Brown et al. 2020, appendix B), from a batch of 128 rows and not of 16. For planning.
 
     Command: zoo train gpt3-175b --data.paths corpus.jsonl
     Hardware: 512 accelerators of 80 GB or more, fsdp 64 x tensor 8.
@@ -117,18 +133,26 @@ def gpt3_175b() -> Run:
     Expect: not measured. The paper prints no loss on a public corpus.
     """
     model = configs.find_size("gpt3-175b")[1].config
+    # Up to 3.1 million tokens.
+    data = CausalData(length=model.context, batch=1_536, ramp=linear_ramp(16, 1_536, 12 * 10**9, unit=128))
     return Run(
         recipe="gpt3-175b",
         model=dataclasses.replace(model, compute=Compute(remat="full")),
-        # 300 billion tokens, 3.1 million per step; 375 million warm up, and the decay ends at 260 billion.
-        steps=95_367,
+        steps=data.steps_of(300e9),
         precision="bfloat16",
         options=CausalOptions(loss_chunk=128),
-        data=CausalData(length=model.context, batch=1_536),
+        data=data,
         tokenizer=Tokenizer(vocab=model.vocab),
-        optim=Optim(lr=6e-5, warmup=119, decay_steps=82_533, final=0.1, b2=0.95, weight_decay=0.1),
+        optim=_gpt3_optim(data, 6e-5),
         mesh=Mesh(fsdp=64, tensor=8),
         accumulate=12,
         checkpoint=Checkpoint(every=500),
         log=Log(every=1, validate_every=500, validate_rows=4_096),
     )
+
+
+def _gpt3_optim(data: CausalData, lr: float) -> Optim:
+    """Return the optimizer of GPT-3: 375 million tokens of warm-up, and a decay that ends at 260 billion, both in steps."""
+    warmup = data.steps_of(375e6)
+    decay = data.steps_of(260e9) - warmup
+    return Optim(lr=lr, warmup=warmup, decay_steps=decay, final=0.1, b2=0.95, weight_decay=0.1)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from train.config.batch_sizes import linear_ramp
 from train.config.data_options import EncoderData
 from train.config.objectives import MaskedOptions
 from train.config.option_groups import Masking
@@ -42,7 +43,7 @@ NUMBERS = (
 )
 DECAY = f"{NUMBERS} optim.final optim.decay_steps optim.decay_shape"
 TOKENIZER = {"section 2.1": "tokenizer.kind tokenizer.vocab"}
-RAMP = "the files begin with smaller batches ({} rows on 8 GPUs, up to {} billion tokens), which are not built"
+RAMP = "as in the file, which begins with the rows of a micro-batch, here on {} GPUs, and grows by them"
 MASKS = {
     "as in BERT; the files do not say": "masking.masked masking.random",
     "no clipping beside that of the optimizer": "optim.clip",
@@ -54,18 +55,17 @@ MASKS = {
     "modernbert-base",
     SOURCE,
     published={"modernbert-base-pretrain.yaml": NUMBERS, **TOKENIZER},
-    assumed={RAMP.format(768, 50): "data.batch", **MASKS},
+    assumed={RAMP.format(8): "data.ramp", **MASKS},
 )
 def modernbert_base() -> Run:
-    """Train ModernBERT base from scratch on your own text: the first phase, rows of 1,024 tokens, with the full batch throughout.
+    """Train ModernBERT base from scratch on your own text: the first phase, 1.7 trillion tokens in rows of 1,024.
 
     Command: zoo train modernbert-base --data.paths corpus.jsonl --tokenizer.path FOLDER_WITH_MODERNBERT_TOKENIZER_JSON
     Hardware: meant for many accelerators: a step is 4.7 million tokens; with --accumulate it fits on fewer.
     Time: not measured (no such hardware available).
     Expect: not measured. The next phases: --phases modernbert-base-context modernbert-base-decay.
     """
-    # 1.719 trillion tokens; 3 billion of warm-up.
-    return _published("modernbert-base", "modernbert-base", 364_303, 4_608, lr=8e-4, warmup=636)
+    return _first_phase("modernbert-base", "modernbert-base", 1_719e9, 4_608, lr=8e-4, warmup=3e9, ramp=50 * 10**9, unit=768)
 
 
 @provenance(
@@ -109,18 +109,18 @@ def modernbert_base_decay() -> Run:
     "modernbert-large",
     SOURCE,
     published={"modernbert-large-pretrain.yaml": NUMBERS, **TOKENIZER},
-    assumed={RAMP.format(448, 10): "data.batch", **MASKS},
+    assumed={RAMP.format(8): "data.ramp", **MASKS},
     is_typical=False,
 )
 def modernbert_large() -> Run:
-    """Train ModernBERT large from scratch on your own text: 900 billion tokens of the first phase, always with the full batch.
+    """Train ModernBERT large from scratch on your own text: 900 billion tokens of the first phase.
 
     Command: zoo train modernbert-large --data.paths corpus.jsonl --tokenizer.path FOLDER_WITH_MODERNBERT_TOKENIZER_JSON
     Hardware: meant for many accelerators: a step is 5 million tokens; with --accumulate it fits on fewer.
     Time: not measured (no such hardware available).
-    Expect: not measured. Its last 800 billion tokens: --init RUN --optim.lr 5e-5 --optim.warmup 0 --steps 158530.
+    Expect: not measured. Its last 800 billion tokens: --init RUN --optim.lr 5e-5 --optim.warmup 0 --steps 158530 --data.ramp.
     """
-    return _published("modernbert-large", "modernbert-large", 178_350, 4_928, lr=5e-4, warmup=396)
+    return _first_phase("modernbert-large", "modernbert-large", 900e9, 4_928, lr=5e-4, warmup=2e9, ramp=10**10, unit=448)
 
 
 @provenance(
@@ -172,21 +172,22 @@ UNPACKED = "the file does not pack documents into rows"
     ETTIN,
     published={"encoder_very_tiny.yaml": f"{NUMBERS} model.local_base"},
     assumed={
-        "the file begins with smaller batches, up to 125 billion tokens, which are not built": "data.batch",
+        RAMP.format(4): "data.ramp",
         UNPACKED: "data.rows",
         **ETTIN_MASKS,
     },
 )
 def ettin_17m() -> Run:
-    """Train the smallest Ettin encoder from scratch on your own text: its first phase, with the full batch, in packed rows.
+    """Train the smallest Ettin encoder from scratch on your own text: its first phase, in packed rows.
 
     Command: zoo train ettin-17m --data.paths corpus.jsonl --tokenizer.path FOLDER_WITH_MODERNBERT_TOKENIZER_JSON
     Hardware: meant for accelerators; all three phases took 141 hours on four H100 (pretraining/README.md).
     Time: not measured (no such hardware available).
     Expect: not measured. The next phases: ettin-17m-context --init RUN, then ettin-17m-decay --init RUN.
     """
-    # 1.7 trillion tokens, of which 4 billion warm up.
-    return _ettin("ettin-17m", 360_277, lr=3e-3, warmup=848, local_base=10_000.0)
+    size, ramp = "ettin-encoder-17m", 125 * 10**9
+    run = _first_phase("ettin-17m", size, 1_700e9, 4_608, lr=3e-3, warmup=4e9, ramp=ramp, unit=576, weight_decay=3e-4)
+    return _with_local_base(run, 10_000.0)
 
 
 @provenance(
@@ -204,7 +205,7 @@ def ettin_17m_context(init: str = "") -> Run:
     Time: not measured (no such hardware available).
     Expect: not measured. The source continues the moments of the first phase, and --init begins with new ones.
     """
-    run = _ettin("ettin-17m-context", 6_783, lr=3e-3, context=7_999, local_base=10_000.0, final=0.5)
+    run = _ettin("ettin-17m-context", 6_783, lr=3e-3, local_base=10_000.0, final=0.5)
     return _with_longer_rotations(run, init)
 
 
@@ -223,29 +224,52 @@ def ettin_17m_decay(init: str = "") -> Run:
     Time: not measured (no such hardware available).
     Expect: not measured. The source continues the moments of the second phase, and --init begins with new ones.
     """
-    run = _ettin("ettin-17m-decay", 1_357, lr=1.5e-3, context=7_999, local_base=160_000.0, final=0.04)
+    run = _ettin("ettin-17m-decay", 1_357, lr=1.5e-3, local_base=160_000.0, final=0.04)
     options = dataclasses.replace(run.options, masking=dataclasses.replace(THIRD, rate=0.15))
     return _with_longer_rotations(dataclasses.replace(run, options=options), init)
 
 
-def _ettin(
-    recipe: str, steps: int, *, lr: float, local_base: float, warmup: int = 0, context: int = 0, final: float = 0.0
-) -> Run:
-    """Return a phase of the smallest Ettin encoder, whose local layers have a base of rotations of their own.
+def _ettin(recipe: str, steps: int, *, lr: float, local_base: float, final: float) -> Run:
+    """Return a later phase of the smallest Ettin encoder.
 
     Args:
-        final: the rate at the end of a decay over all steps, relative to the first; 0 = the rate is constant.
+        local_base: base of the rotations of local layers.
+        final: the rate at the end of a decay over all steps, relative to the first.
     """
-    decay = (steps, final) if final else None
-    run = _published(
-        recipe, "ettin-encoder-17m", steps, 4_608, lr=lr, warmup=warmup, context=context, weight_decay=3e-4, decay=decay
-    )
-    return dataclasses.replace(run, model=dataclasses.replace(run.model, local_base=local_base))
+    options = {"lr": lr, "context": 7_999, "weight_decay": 3e-4, "decay": (steps, final)}
+    return _with_local_base(_published(recipe, "ettin-encoder-17m", steps, 4_608, **options), local_base)
+
+
+def _with_local_base(run: Run, base: float) -> Run:
+    return dataclasses.replace(run, model=dataclasses.replace(run.model, local_base=base))
 
 
 def _with_longer_rotations(run: Run, init: str) -> Run:
     """Return a run that begins with the parameters of `init`, whose global layers have shorter rotations."""
     return dataclasses.replace(run, init=init, init_positions="recompute") if init else run
+
+
+def _first_phase(
+    recipe: str,
+    size: str,
+    tokens: float,
+    batch: int,
+    *,
+    lr: float,
+    warmup: float,
+    ramp: int,
+    unit: int,
+    weight_decay: float = 1e-5,
+) -> Run:
+    """Return a run in rows of 1,024 tokens whose batch grows by `unit` rows, those of a micro-batch, over `ramp` tokens.
+
+    Args:
+        tokens: number of tokens of the run; the first `warmup` of them are the warm-up, in steps.
+    """
+    data = EncoderData(length=1_024, batch=batch, ramp=linear_ramp(unit, batch, ramp, unit), rows="packed")
+    steps = (data.steps_of(tokens), data.steps_of(warmup))
+    run = _published(recipe, size, steps[0], batch, lr=lr, warmup=steps[1], weight_decay=weight_decay)
+    return dataclasses.replace(run, data=data, accumulate=batch // unit)
 
 
 def _published(

@@ -47,11 +47,14 @@ def _unpadded(tokens: Any, segments: Any) -> Int[np.ndarray, " n"]:
 class TextCounts:
     """The counts of all batches that a run has trained on, over all processes and all of its starts."""
 
-    def __init__(self, tokenizer: Tokenizer, owned: Int64[np.ndarray, " n"], saved: Mapping[str, int] | None) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, owned: Mapping[int, Int64[np.ndarray, " _"]], saved: Mapping[str, int] | None
+    ) -> None:
         """Begin with the counts of the checkpoint that the run continues from.
 
         Args:
-            owned: places, among this process's rows of a batch, of the rows that it counts; no other process counts them.
+            owned: number of this process's rows of a batch -> the places among them of the rows that it counts; no other process
+                counts them.
             saved: result of `total` at that step; None if it has none.
         """
         own = tokenizer.special_tokens or tokenizer.text_special_tokens
@@ -75,7 +78,8 @@ class TextCounts:
     def owned_part(self, batch: Batch) -> Batch:
         """Return the rows of this process's part of a batch that it counts."""
         rows = len(batch.tokens)
-        return batch if len(self._owned) == rows else jax.tree.map(lambda array: array[self._owned], batch)
+        owned = self._owned[rows]
+        return batch if len(owned) == rows else jax.tree.map(lambda array: array[owned], batch)
 
     def total(self) -> dict[str, int] | None:
         """Return the counts of all processes by `COUNTS`; None if the checkpoint that the run continues from had none.

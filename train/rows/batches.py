@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Int, Int64
 
+from train.config.batch_sizes import BatchSizes, batch_sizes
 from train.rows.mixture import Mixture
 from train.rows.row_source import RowSource, are_rows_ordered
 from zoo.batch import IGNORED, Batch
@@ -31,7 +32,8 @@ class RowUse(NamedTuple):
 class Batches:
     """The training batches of a run. Each component is shuffled again in each of its epochs, unless its rows continue each other.
 
-    Example i of the stream is example i % B of step i // B; `rows.component_of` returns its component. An epoch of a component is
+    Step n has the examples of the stream after those of the steps before it: with batches of one size B, example i is example
+    i % B of step i // B. `rows.component_of` returns its component. An epoch of a component is
     as many of its examples as it has rows, each row once; it may end inside a batch. `build` samples from a generator keyed by
     (seed, epoch, row): its samples for a row repeat after `period` epochs, or never if `period` is 0. With `repeat` n > 1, n
     consecutive examples of the stream use the same row, and the rules above hold for groups of n examples.
@@ -46,10 +48,25 @@ class Batches:
         local: Int[np.ndarray, " local"],
         period: int = 0,
         repeat: int = 1,
+        *,
+        sizes: BatchSizes | None = None,
+        local_of: Callable[[int], Int[np.ndarray, " local"]] | None = None,
     ) -> None:
-        """Store the rows and their order; `seed` < 2**32, `batch` is the global B, `local` this process's examples of a batch."""
-        self._rows, self._build, self._seed, self._batch, self._local, self._period = rows, build, seed, batch, local, period
-        self._repeat = repeat
+        """Store the rows and their order.
+
+        Args:
+            seed: below 2**32.
+            batch: the number of rows of a global batch, B.
+            local: this process's examples of a batch.
+            sizes: the rows of each step, if they are not always `batch`.
+            local_of: returns `local` for another number of rows.
+        """
+        self._rows, self._build, self._seed, self._batch, self._period = rows, build, seed, batch, period
+        self._repeat, self._sizes = repeat, sizes or batch_sizes(batch)
+        smaller = {stage.rows for stage in self._sizes.stages} - {batch}
+        self._local = {batch: local.astype(np.int64)}
+        if local_of is not None:
+            self._local |= {rows: local_of(rows).astype(np.int64) for rows in smaller}
         self._orders: list[Any] = [_order(component.rows, seed, number) for number, component in enumerate(rows.components)]
 
     def use(self, example: int) -> RowUse:
@@ -60,10 +77,11 @@ class Batches:
 
     def rows_of(self, step: int) -> Int64[np.ndarray, " B"]:
         """Return the numbers of all rows in the global batch of a step, whatever `local` is."""
-        return np.array([self.use(step * self._batch + offset).row for offset in range(self._batch)], np.int64)
+        first = self._sizes.examples(step)
+        return np.array([self.use(first + offset).row for offset in range(self._sizes.rows(step))], np.int64)
 
     def shapes(self) -> Batch:
-        """Return the shapes and dtypes of a global batch."""
+        """Return the shapes and dtypes of a global batch of `batch` rows."""
         example = _stack([self._example(0)], np.zeros(1, np.int64))
         return jax.tree.map(lambda array: jax.ShapeDtypeStruct((self._batch, *array.shape[1:]), array.dtype), example)
 
@@ -71,8 +89,8 @@ class Batches:
     def read(self, first_step: int) -> Iterator[Iterator[Batch]]:
         """Open an endless iterator over this process's part of the batches of steps `first_step`, `first_step` + 1, ...
 
-        Every array has `len(local)` examples; `index` is the number in the stream, modulo 2**32. Threads prefetch batches and end
-        with the `with` block. An exception in `build` is raised in place of its batch and ends the iteration.
+        Every array has this process's examples of the batch; `index` is the number in the stream, modulo 2**32. Threads prefetch
+        batches and end with the `with` block. An exception in `build` is raised in place of its batch and ends the iteration.
         """
         steps = grain.MapDataset.range(first_step, sys.maxsize).map(self.batch)
         # More threads would only compete for the interpreter lock.
@@ -85,7 +103,7 @@ class Batches:
 
     def batch(self, step: int) -> Batch:
         """Return this process's part of the batch of a step."""
-        numbers = step * self._batch + self._local.astype(np.int64)
+        numbers = self._sizes.examples(step) + self._local[self._sizes.rows(step)]
         return _stack([self._example(number) for number in numbers.tolist()], numbers)
 
     def _example(self, number: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from train.config.batch_sizes import BatchSizes
 from train.run.metrics_file import read_metrics, read_starts
 from train.run.run_dir import RunDir
 from train.run.time_account import run_seconds
@@ -23,11 +24,12 @@ steps that counted, and all from the beginning of the first start to the end of 
 on one device, or on a CPU by one process."""
 
 
-def read_costs(folder: RunDir, last: int, meta: Mapping[str, Any]) -> Costs:
+def read_costs(folder: RunDir, last: int, meta: Mapping[str, Any], sizes: BatchSizes) -> Costs:
     """Return the costs of a run of `last` steps; None for each cost that its files do not have.
 
     Args:
         meta: metadata of the checkpoint of that step.
+        sizes: the batches of the run.
 
     Raises:
         BadInput: metrics.jsonl or starts.jsonl has an invalid line.
@@ -40,10 +42,10 @@ def read_costs(folder: RunDir, last: int, meta: Mapping[str, Any]) -> Costs:
     spent = run_seconds(starts)
     used = {name: [start[name] for start in starts if start.get(name) is not None] for name in ("seconds", "peak_bytes")}
     return {
-        # Every step has the same number of tokens, and a run that ended early may have ended between two rows.
-        "tokens": trained[-1]["tokens"] * last // trained[-1]["step"] if trained else None,
+        # Every row of a batch has the same number of tokens, and a run that ended early may have ended between two rows.
+        "tokens": trained[-1]["tokens"] * sizes.examples(last) // sizes.examples(trained[-1]["step"]) if trained else None,
         **{name: counts.get(name) for name in COUNTS},
-        "flops": None if per_step is None else last * per_step,
+        "flops": None if per_step is None else per_step * (sizes.examples(last) / sizes.stages[-1].rows),
         "seconds": sum(used["seconds"]) if used["seconds"] else None,
         "step_seconds": spent.get("steps"),
         "wall_seconds": sum(spent.values()) or None,
@@ -51,9 +53,9 @@ def read_costs(folder: RunDir, last: int, meta: Mapping[str, Any]) -> Costs:
     }
 
 
-def read_known_costs(folder: RunDir, last: int, meta: Mapping[str, Any]) -> Costs:
+def read_known_costs(folder: RunDir, last: int, meta: Mapping[str, Any], sizes: BatchSizes) -> Costs:
     """Return the costs as `read_costs` does, but None for all of them if a file is damaged."""
     try:
-        return read_costs(folder, last, meta)
+        return read_costs(folder, last, meta, sizes)
     except BadInput:
         return dict.fromkeys(NAMES)

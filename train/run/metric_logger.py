@@ -17,7 +17,12 @@ from train.run.trackers import Sinks
 from zoo.errors import BadInput
 from zoo.runtime.progress import this_process
 
-PAUSES: dict[str, Category] = {"validating": "validation", "saving": "checkpoints", "waiting for the save": "checkpoints"}
+PAUSES: dict[str, Category] = {
+    "validating": "validation",
+    "saving": "checkpoints",
+    "waiting for the save": "checkpoints",
+    "compiling the step": "compilation",
+}
 """Activity between two steps -> the category of its time."""
 WAITS: tuple[Category, ...] = ("data_wait", "rollouts")
 """Categories of the time in which the loop waits for a batch."""
@@ -50,8 +55,8 @@ class MetricLogger:
 
         Args:
             first: the step that this start of the run continues from.
-            tokens: tokens of a training step, of all devices.
-            flops: FLOPs of a training step, of all devices.
+            tokens: tokens of a training step of `data.batch` rows, of all devices.
+            flops: FLOPs of such a step, of all devices.
             rate: the rate of all devices that MFU is relative to.
             saved: the `summaries` in the checkpoint that the run continues from.
             account: the time of this start.
@@ -121,16 +126,18 @@ class MetricLogger:
         waited = self._account.sum_of(*WAITS) - self._waited
         total = self._account.sum_of("steps", *WAITS) - self._step_seconds
         seconds = total / self._timed if self._timed else float("nan")
+        # The mean share of `data.batch` that the timed steps had.
+        share = self._examples(self._at - self._timed, self._at) / (max(self._timed, 1) * self._run.data.batch)
         row = train_row(
             step=self._at,
             loss=self._values["loss"],
             grad_norm=self._values["grad_norm"],
             lr=self._values["lr"],
-            tokens=self._at * self._tokens,
+            tokens=self._examples(0, self._at) * self._tokens // self._run.data.batch,
             skipped=self._skipped,
             seconds=seconds,
-            tokens_per_s=self._tokens / seconds,
-            mfu=self._rate.mfu(self._flops, seconds),
+            tokens_per_s=share * self._tokens / seconds,
+            mfu=self._rate.mfu(share * self._flops, seconds),
             **({} if counts is None else {"counts": dict(counts)}),
             **({"spikes": self._spikes} if self._run.spikes.sigmas else {}),
             **self._terms(),
@@ -169,6 +176,11 @@ class MetricLogger:
     def summaries(self) -> dict[str, Any]:
         """Return the `Metrics.summary` of each file, for the checkpoint that includes its rows; only process 0 has the files."""
         return {name: file.summary() for name, file in self._files().items()}
+
+    def _examples(self, first: int, last: int) -> int:
+        """Return the number of examples of the steps after step `first`, up to step `last`."""
+        sizes = self._run.data.sizes
+        return sizes.examples(last) - sizes.examples(first)
 
     def _begin_row(self) -> None:
         self._waited = self._account.sum_of(*WAITS)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from train.engine import device_mesh
 from train.engine.device_mesh import batch_sharding, shard_batch
 from train.engine.state import State
 from train.step.training_step import Metrics, Step
@@ -33,11 +34,20 @@ class Engine:
 
 
 def jit_engine(step: Step, mesh: Mesh, state_shardings: State, rows: int) -> Engine:
-    """Return one program over the mesh; `state_shardings` are the state's shardings, `rows` the size of a global batch."""
+    """Return one program over the mesh; `state_shardings` are the state's shardings, `rows` the size of a global batch.
+
+    A batch of another size makes another program, which is compiled when it comes.
+    """
     replicated = NamedSharding(mesh, PartitionSpec())
     # None: frozen parameters keep the sharding that they have.
     in_shardings = (state_shardings, batch_sharding(mesh), None, None)
     compiled = jax.jit(step, donate_argnums=0, in_shardings=in_shardings, out_shardings=(state_shardings, replicated))
+
+    local_rows = len(device_mesh.local_rows(mesh, rows))
+
+    def lay_out(batch: Batch) -> Batch:
+        # Each process has the same share of the rows of every batch.
+        return shard_batch(batch, mesh, len(batch.tokens) * rows // local_rows)
 
     def run(state: State, batch: Batch, frozen: Any = {}, base: Any = {}) -> tuple[State, Metrics]:  # noqa: B006
         with jax.set_mesh(mesh):
@@ -51,7 +61,7 @@ def jit_engine(step: Step, mesh: Mesh, state_shardings: State, rows: int) -> Eng
         step=run,
         shard=_same,
         get=_same,
-        shard_batch=lambda batch: shard_batch(batch, mesh, rows),
+        shard_batch=lay_out,
         replicate=_same,
         trace=trace,
     )

@@ -52,7 +52,9 @@ def make_step(
             return cast_params(training_params(params, base), dtype)
 
         # Computed outside of the loss, so that no gradient is taken through these numbers.
-        options: dict[str, Any] = {"reduce": reduce, "num_micro": run.accumulate, "chunk": run.loss_chunk}
+        assert batch.index is not None
+        num_micro = run.micro_batches(len(batch.index))
+        options: dict[str, Any] = {"reduce": reduce, "num_micro": num_micro, "chunk": run.loss_chunk}
         batch = objective.complete_batch(model, lambda: cast(state.params), batch, frozen, **options)
         weights = reduce({**model_weights(model, batch), **objective.weights(batch)})
         assert batch.index is not None
@@ -69,7 +71,7 @@ def make_step(
             return functools.reduce(jnp.add, scaled), (terms, carry)
 
         gradient = jax.value_and_grad(loss, has_aux=True)
-        (total, (terms, carry)), grads = _accumulate(gradient, state.params, (batch, seeds, state.carry), run.accumulate)
+        (total, (terms, carry)), grads = _accumulate(gradient, state.params, (batch, seeds, state.carry), num_micro)
         total, terms, grads = reduce((total, terms, grads))
 
         norm = optim.gradient_norm(grads)

@@ -102,7 +102,7 @@ def _read_parent(name: str) -> Parent:
         options["steps"] = taken
     row = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
     seeds = list(seeds_of(run, own_parents))
-    costs = read_known_costs(files, taken, counted)
+    costs = read_known_costs(files, taken, counted, run.data.sizes)
     if not own_parents and (run.init or run.teacher):
         costs = dict.fromkeys(NAMES)
     itself = {"row": row, "seeds": seeds, "path": name, "costs": costs}

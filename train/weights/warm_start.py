@@ -55,9 +55,10 @@ def _check_fork(run: run_config.Run, source: run_config.Run, checkpoints: Checkp
     )
     fix = "the moments are not interpolated; leave out this option, or --fork"
     require(run.init_positions != "interpolate", "init_positions", run.init_positions, fix)
-    options = ("seed", "width_transfer", "data.batch", "optim.name", "optim.moments", "spikes.sigmas", "spikes.window")
+    ramp = ("data.ramp", "data.length") if run.data.ramp or source.data.ramp else ()
+    options = ("seed", "width_transfer", "data.batch", *ramp, "optim.name", "optim.moments", "spikes.sigmas", "spikes.window")
     values, own = (
-        {name: "none" if value == "" else value for name, value in flat_options(config).items()} for config in (source, run)
+        {name: "none" if value in ("", ()) else value for name, value in flat_options(config).items()} for config in (source, run)
     )
     for option in options:
         fix = f"the state of {run.init} has {values[option]}; choose it, or leave --fork out"

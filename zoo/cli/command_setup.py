@@ -14,7 +14,8 @@ def refuse_empty_options(run: Any, args: list[str]) -> None:
     """Refuse --data options without values: an empty shell variable must not select the embedded corpus."""
     for name, values in vars(run.data).items():
         name = name.replace("_", "-")
-        if values == () and f"--data.{name}" in (arg.replace("_", "-") for arg in args):
+        # No values are no ramp.
+        if name != "ramp" and values == () and f"--data.{name}" in (arg.replace("_", "-") for arg in args):
             raise BadInput(f"--data.{name}: has no value; give one or more, or leave the option out")
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from train.config.batch_sizes import BatchSizes, batch_sizes
 from train.objectives import causal
 from train.rows.batches import Batches, in_order
 from train.rows.lm_rows import Tokens, stream_windows
@@ -172,3 +173,43 @@ def test_in_order_counts_every_row_once(count, batch, processes):
     assert joined["index"].tolist() == list(range(len(batches) * size))
     assert joined["weights"].sum() == rows.targets
     np.testing.assert_array_equal(joined["targets"].ravel()[: rows.targets], rows.tokens.ids)
+
+
+RAMP = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 400)), max_size=4)
+
+
+@settings(deadline=None, max_examples=60)
+@given(RAMP, st.integers(1, 7), st.integers(1, 9))
+def test_sizes_are_those_of_a_loop_over_the_steps(growth, length, last):
+    """Each step has the rows of the first item whose tokens were not all seen; empty items have no step."""
+    items = list(itertools.accumulate(growth, lambda item, more: (item[0] + more[0], item[1] + more[1])))
+    batch = last + (items[-1][0] if items else 0)
+    sizes = batch_sizes(batch, [f"{rows}@{tokens}" for rows, tokens in items], length)
+    seen = 0
+    for step in range(120):
+        rows = next((rows for rows, tokens in items if seen * length < tokens), batch)
+        assert (sizes.rows(step), sizes.examples(step)) == (rows, seen)
+        assert [sizes.place_of(seen + place) for place in (0, rows - 1)] == [(step, 0), (step, rows - 1)]
+        seen += rows
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_batches_that_grow_have_the_stream_of_those_that_do_not(processes):
+    rows, sizes = mixed((0.7, 11), (0.2, 5)), batch_sizes(8, ("2@20", "4@60"), 4)
+    stream = np.concatenate([batch.tokens for batch in take(Batches(rows, drawn, 3, 1, np.arange(1)), 0, 60)])
+    parts = [lambda size, part=part: np.arange(size).reshape(processes, -1)[part] for part in range(processes)]
+    batches = [Batches(rows, drawn, 3, 8, part(8), sizes=sizes, local_of=part) for part in parts]
+    assert [sizes.rows(step) for step in range(9)] == [2, 2, 2, 4, 4, 4, 8, 8, 8]
+    for first in (0, 2, 3, 5):
+        for step, shares in enumerate(zip(*(take(own, first, 9 - first) for own in batches), strict=True), first):
+            begin, end = sizes.examples(step), sizes.examples(step + 1)
+            np.testing.assert_array_equal(np.concatenate([share.tokens for share in shares]), stream[begin:end])
+            assert np.concatenate([share.index for share in shares]).tolist() == list(range(begin, end))
+            assert len(batches[0].rows_of(step)) == end - begin
+
+
+@pytest.mark.planted
+def test_a_place_as_in_batches_of_one_size_is_noticed(monkeypatch):
+    monkeypatch.setattr(BatchSizes, "examples", lambda self, steps: steps * self.stages[-1].rows)
+    with pytest.raises(AssertionError):
+        test_batches_that_grow_have_the_stream_of_those_that_do_not(1)

@@ -205,7 +205,7 @@ def test_counts_of_a_batch_are_those_of_the_text_of_its_rows(kind: str):
         # The second text of a row is sampled by the builder; nothing is masked in this kind.
         expected = [number for number in batch.tokens.ravel().tolist() if number not in special]
     assert sorted(ids) == sorted(expected) and ids
-    counts, twice = (TextCounts(tokenizer, owned, dict.fromkeys(COUNTS, 5)) for owned in (numbers, numbers[:2]))
+    counts, twice = (TextCounts(tokenizer, {len(rows): owned}, dict.fromkeys(COUNTS, 5)) for owned in (numbers, numbers[:2]))
     counts.add(batch, goal.text_ids(run, batch))
     source = batch if batch.source is None else batch.source
     assert counts.total() == {

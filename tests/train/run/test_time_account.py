@@ -17,6 +17,7 @@ from tests.support import tiny
 from tests.support.runs import Training, home, text
 from train import trainer
 from train.config import run_config
+from train.config.batch_sizes import batch_sizes
 from train.config.data_options import CausalData
 from train.run import metrics_file, time_account
 from train.run.costs import read_costs
@@ -59,7 +60,7 @@ def test_the_seconds_of_a_run_are_its_wall_clock_and_are_shown(tmp_path: Path, c
     rows = [row["time"] for row in metrics_file.read_metrics(folder) if row["kind"] == "train"]
     assert {"start_up_seconds", "compilation_seconds", "data_wait_seconds", "steps_seconds"} < rows[0].keys()
     assert all(0 < row["goodput"] < 1 for row in rows)
-    costs = read_costs(folder, 8, {})
+    costs = read_costs(folder, 8, {}, batch_sizes(16))
     assert costs["wall_seconds"] == sum(start["spent"].values()) and costs["step_seconds"] == start["spent"]["steps"]
 
 

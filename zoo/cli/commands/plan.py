@@ -32,7 +32,9 @@ def plan(args: list[str]) -> int:
     require(not (request.search and request.page), "page", request.page, fix)
     if request.page:
         check_output_file(Path(request.page), "page")
-    data = {"batch": request.batch or run.data.batch, "length": request.seq or run.data.length}
+    data: dict[str, Any] = {"batch": request.batch or run.data.batch, "length": request.seq or run.data.length}
+    # The smaller batches of a recipe grow to its own.
+    data |= {"ramp": ()} if request.batch else {}
     run = dataclasses.replace(run, data=dataclasses.replace(run.data, **data))
     target_devices.prepare_target(target)
     from benchmarks.plan import plan_command
