@@ -38,7 +38,7 @@ def _step(size: str, *, mesh: Mesh, layers: int = 2, remat: str = "none", init: 
     sizes |= {name: layers for name in ("layers", "decoder_layers") if name in fields}
     compute = dataclasses.replace(run.model.compute, remat=remat)  # pyright: ignore[reportArgumentType]
     model = dataclasses.replace(run.model, **sizes, compute=compute)
-    data = dataclasses.replace(run.data, **{"length": LENGTH, "batch": 64, **changes.pop("data", {})})
+    data = dataclasses.replace(run.data, **{"length": LENGTH, "batch": 64, "ramp": (), **changes.pop("data", {})})
     tokenizer = dataclasses.replace(run.tokenizer, vocab=model.vocab)
     # The programs of Muon, the optimizer of some nano recipes, are larger and compile longer.
     optim = dataclasses.replace(run.optim, name="adamw")
@@ -48,7 +48,7 @@ def _step(size: str, *, mesh: Mesh, layers: int = 2, remat: str = "none", init: 
 
 def _preferences() -> Run:
     run = with_objective(_step("gpt2", mesh=Mesh(fsdp=2)), "dpo")
-    return dataclasses.replace(run, data=dataclasses.replace(run.data, length=LENGTH, batch=64))
+    return dataclasses.replace(run, data=dataclasses.replace(run.data, length=LENGTH, batch=64, ramp=()))
 
 
 PROGRAMS = {

@@ -41,7 +41,7 @@ def print_stream_costs() -> int:
 def _run(recipe: str, rows: int, length: int, attention: Any) -> run_config.Run:
     run = recipes.find_recipe(recipe)()
     model = dataclasses.replace(run.model, compute=dataclasses.replace(run.model.compute, attention=attention))
-    data = dataclasses.replace(run.data, batch=rows, length=length)
+    data = dataclasses.replace(run.data, batch=rows, ramp=(), length=length)
     tokenizer = Tokenizer(kind="xlnet", vocab=min(model.vocab, 4096))
     return dataclasses.replace(run, model=model, data=data, tokenizer=tokenizer, precision="float32")
 

@@ -39,7 +39,7 @@ class CompiledCase:
         compute = dataclasses.replace(run.model.compute, remat=layout.remat)
         model = dataclasses.replace(run.model, compute=compute, **dict.fromkeys(sides, self.layers))
         mesh = Mesh(data=layout.data, fsdp=layout.fsdp, tensor=layout.tensor, sequence=layout.sequence)
-        data = dataclasses.replace(run.data, batch=layout.batch, length=self.length)
+        data = dataclasses.replace(run.data, batch=layout.batch, ramp=(), length=self.length)
         return dataclasses.replace(run, model=model, mesh=mesh, data=data, accumulate=layout.micro)
 
 

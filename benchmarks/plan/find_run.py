@@ -57,7 +57,7 @@ def run_of_size(name: str) -> Run:
     options = (
         dataclasses.replace(near.options, loss_chunk="auto") if near.loss_chunk > 0 and length % near.loss_chunk else near.options
     )
-    data = dataclasses.replace(near.data, length=length)
+    data = dataclasses.replace(near.data, length=length, ramp=())
     return dataclasses.replace(near, recipe=name, model=model, options=options, mesh=Mesh(), data=data)
 
 

@@ -52,7 +52,7 @@ def case_run(case: str) -> tuple[Run, str]:
     run = _shallow_run(size, kernel, remat)
     sizes = {axis.strip(): int(number) for axis, number in (part.split("=") for part in mesh.split(" x "))}
     devices = len(target_devices.devices_of_target(target_devices.parse_target(target)))
-    data = dataclasses.replace(run.data, batch=2 * devices)
+    data = dataclasses.replace(run.data, batch=2 * devices, ramp=())
     return dataclasses.replace(run, mesh=Mesh(**sizes), accumulate=1, data=data), target
 
 

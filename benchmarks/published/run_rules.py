@@ -139,7 +139,8 @@ def _with_rows(run: Run, row: PublishedRow, values: dict[str, Any]) -> Run:
     Raises:
         BadInput: the run is impossible.
     """
-    length, sizes = row.count("seq_len"), {"length": row.count("seq_len"), "batch": row.count("global_batch")}
+    length = row.count("seq_len")
+    sizes: dict[str, Any] = {"length": length, "batch": row.count("global_batch"), "ramp": ()}
     predicted = length
     if run.model.is_encoder_decoder:
         run = with_objective(run, "text_to_text")

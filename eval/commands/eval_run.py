@@ -36,7 +36,7 @@ def run_eval(path: str, *, step: int | None, batch: int, stride: int, mesh: run_
     folder, devices = RunDir(path), device_mesh.make_mesh(mesh)
     require(batch >= 1, "batch", batch, "choose 1 or more rows")
     # Batches are padded to a size that the mesh divides, so only the model can fail to divide.
-    cfg = dataclasses.replace(cfg, accumulate=1, engine="jit")
+    cfg = dataclasses.replace(cfg, accumulate=1, engine="jit", data=dataclasses.replace(cfg.data, ramp=()))
     rows = device_mesh.round_up_rows(devices, 1) * cfg.repeat
     device_mesh.check_mesh(dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, batch=rows)), devices)
     require(0 <= stride <= cfg.data.length, "stride", stride, f"choose 1 to {cfg.data.length} tokens, or 0 for half a row")

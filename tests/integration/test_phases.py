@@ -23,13 +23,13 @@ STEPS = (8, 6, 6)
 LENGTHS = (16, 32, 32)
 SIZE = (
     "--model.vocab 384 --tokenizer.vocab 300 --model.layers 2 --model.width 32 --model.heads 4 --model.ffn 48 --model.context 32"
-    " --model.local-window 8 --model.compute.unroll 1 --data.paths text.txt --accumulate 1 --checkpoint.every 2"
+    " --model.local-window 8 --model.compute.unroll 1 --data.paths text.txt --checkpoint.every 2"
     " --checkpoint.keep 1 --log.every 1 --log.validate-every 0 --log.ledger"
-    " --modernbert-base.optim.warmup 2 --modernbert-base-decay.optim.decay-steps 6"
+    " --modernbert-base.optim.warmup 2 --modernbert-base.data.ramp 4@256 --modernbert-base-decay.optim.decay-steps 6"
 )
 COMMAND = ["train", PHASES[0], "--phases", *PHASES[1:], *words(SIZE), "--steps", str(sum(STEPS))]
 for phase, steps, length in zip(PHASES, STEPS, LENGTHS, strict=True):
-    COMMAND += words(f"--{phase}.steps {steps} --{phase}.data.length {length} --{phase}.data.batch 8")
+    COMMAND += words(f"--{phase}.steps {steps} --{phase}.data.length {length} --{phase}.data.batch 8 --{phase}.accumulate 1")
 
 
 class Chain:
@@ -142,7 +142,7 @@ REFUSED = {
     "--phases modernbert": "no recipe is called 'modernbert'",
     "--phases finetune-tagging": "--phases finetune-tagging: its recipe reads the model of --init, which is not trained yet",
     "--phases modernbert-base-decay --optim.lr 1e-3": "--optim.lr: the phases have different values of it, 0.0008, 0.0003; write",
-    "--phases modernbert-base-decay --steps 10": r"--steps 10: the phases end at 364,303 \+ 10,596 = 374,899; choose that, or",
+    "--phases modernbert-base-decay --steps 10": r"--steps 10: the phases end at 382,742 \+ 10,596 = 393,338; choose that, or",
     "--phases modernbert-base-decay --steps ten": "--steps: ten is not a whole number",
     "--phases modernbert-base-decay --name x": "--name: each phase has the name of its recipe",
     "--phases modernbert-base-decay --extend": "--extend: the next phases began before the added steps",

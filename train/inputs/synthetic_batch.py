@@ -47,7 +47,7 @@ def batch(run: run_config.Run) -> Batch:
     check_run(run)
     objective_class, tokenizer = objective(run.objective), _tokenizer(_kind(run))
     # Rows are planned for the smallest possible batch; the batch of shapes below has the size in the run.
-    small = dataclasses.replace(run, accumulate=1, data=dataclasses.replace(run.data, batch=2))
+    small = dataclasses.replace(run, accumulate=1, data=dataclasses.replace(run.data, batch=2, ramp=()))
     kind = EXAMPLES.get(run.data.kind)
     rows = _text_rows(small, tokenizer) if kind is None else kind.rows_of(_examples(small), small, tokenizer, [])
     return objective_class.abstract_batch(run, tokenizer, rows)
