@@ -216,7 +216,7 @@ NUMBERS = """
 --data.batch 0|--data.batch 99999999|--data.length 0|--data.length 2000000|--data.length 33|--tokenizer.vocab 256
 --model.vocab 9999999|--model.layers -1|--model.width 0|--model.dropout nan|--model.eps nan|--model.compute.unroll 0
 --model.window 8|--checkpoint.every 0|--checkpoint.keep 0|--log.validate-rows 0|--log.samples -1|--mesh.fsdp 0
---devices -1|--processes 0|--process 1|--profile -1
+--devices -1|--processes 0|--process 1|--profile -1|--z-loss -0.1|--z-loss nan
 --label-smoothing -0.1|--label-smoothing 1.0|--loss-chunk -1|--max-skipped -1|--accumulate -2|--optim.lr 0.0|--optim.final -0.1
 --optim.final nan|--optim.b1 -1.0|--optim.b2 1.5|--optim.eps nan|--optim.weight-decay nan|--optim.weight-decay 11.0
 --optim.clip -1.0|--optim.clip nan|--optim.schedule step|--optim.name adam|--optim.momentum 1.0|--optim.decay-steps 1.5

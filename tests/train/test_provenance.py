@@ -83,7 +83,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         **{"optim.name": "adamw", "optim.weight_decay": 0.01, "optim.eps": 1e-6},
     },
     "t5": {**T5, "tokenizer.kind": "sentencepiece", "tokenizer.vocab": 32_100, "steps": 524_288, "data.batch": 128},
-    "t5-v1-1": {**T5, "steps": 100_000, "data.batch": 256, "model.dropout": 0.0},
+    "t5-v1-1": {**T5, "steps": 100_000, "data.batch": 256, "model.dropout": 0.0, "z_loss": 1e-4},
     "transformer-base": {
         **{"steps": 100_000, "label_smoothing": 0.1, "optim.b1": 0.9, "optim.b2": 0.98, "optim.eps": 1e-9, "optim.warmup": 4000},
         **{"optim.schedule": "inverse_sqrt", "tokenizer.vocab": 37_000, "optim.name": "adamw"},

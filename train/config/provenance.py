@@ -72,7 +72,7 @@ def recipe_numbers(run: Run, sources: Provenance) -> dict[str, Any]:
             unused = ("teacher", "beta") if getattr(options, "divergence", "") != "jsd" else ("teacher",)
             groups[name] = (options, tuple(field.name for field in dataclasses.fields(options) if field.name not in unused))
     groups["optim"] = (run.optim, _optimizer_options(run.optim))
-    numbers: dict[str, Any] = {"steps": run.steps, "label_smoothing": run.label_smoothing}
+    numbers: dict[str, Any] = {"steps": run.steps, "label_smoothing": run.label_smoothing, "z_loss": run.z_loss}
     numbers |= {
         f"{group}.{name}": getattr(options, name)
         for group, (options, names) in groups.items()

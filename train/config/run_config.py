@@ -228,6 +228,9 @@ class Run(Generic[Model, Options, DataOptions]):
     """jit: any mesh. pmap: data parallelism only."""
     label_smoothing: float = 0.0
     """Weight of the uniform distribution in label smoothing; 0 = none."""
+    z_loss: float = 0.0
+    """Weight of the squared log-normalizer of the predicted tokens in the gradient (PaLM: 1e-4); 0 = none. Reported losses are
+    without it."""
     max_skipped: int = 10
     """Consecutive skipped steps after which the run fails: steps with a non-finite loss or gradient, and those of --spikes."""
     data: DataOptions
@@ -320,6 +323,7 @@ class Run(Generic[Model, Options, DataOptions]):
         require(has_experts or self.mesh.expert == 1, "mesh.expert", self.mesh.expert, "the model has no experts; choose 1")
         require(self.accumulate >= 1, "accumulate", self.accumulate, "choose 1 or more micro-batches")
         require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "choose 0 <= s < 1")
+        require(0 <= self.z_loss <= 1, "z_loss", self.z_loss, "choose 0 (none) to 1, such as 1e-4")
         require(self.max_skipped >= 1, "max_skipped", self.max_skipped, "choose 1 or more steps")
         fix = f"it must divide --data.batch {self.data.batch}"
         require(self.data.batch % self.accumulate == 0, "accumulate", self.accumulate, fix)

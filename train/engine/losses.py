@@ -26,20 +26,22 @@ def token_losses(
     *,
     vocabulary: int,
     smoothing: float = 0.0,
+    z_loss: float = 0.0,
     chunk: int = 0,
 ) -> Float[Array, "B P"]:
     """Return the cross-entropy in nats of each prediction, float32, through `unembed(hidden)`: logits [B, P, rows >= vocabulary].
 
-    `smoothing` mixes the target with the uniform distribution over the vocabulary (Szegedy et al. 2016, section 7). Logits are
-    computed for `chunk` positions of a device at a time, in the forward and the backward pass, so that memory is B * chunk * V
-    instead of B * P * V; 0 = all at once, `AUTO_CHUNK` = as `train.engine.loss_chunks` chooses. With chunks all parameters of
-    `unembed` must be its arguments, as in `Partial(model.unembed, params)`, because their gradients are summed over the devices
-    once, after all chunks.
+    `smoothing` mixes the target with the uniform distribution over the vocabulary (Szegedy et al. 2016, section 7). The gradient
+    is also that of `z_loss` times the squared log-normalizer, which keeps it near 0 (Chowdhery et al. 2022, section 5); the value
+    is without it. Logits are computed for `chunk` positions of a device at a time, in the forward and the backward pass, so that
+    memory is B * chunk * V instead of B * P * V; 0 = all at once, `AUTO_CHUNK` = as `train.engine.loss_chunks` chooses. With
+    chunks all parameters of `unembed` must be its arguments, as in `Partial(model.unembed, params)`, because their gradients are
+    summed over the devices once, after all chunks.
     """
 
     def losses(heads: tuple[Callable[[Array], Array]], hidden: Array, targets: Array) -> Array:
         (unembed,) = heads
-        return _cross_entropy(unembed(hidden).astype(jnp.float32), targets, vocabulary, smoothing)
+        return _cross_entropy(unembed(hidden).astype(jnp.float32), targets, vocabulary, smoothing, z_loss)
 
     return _by_chunks(losses, (unembed,), hidden, targets, chunk=chunk)
 
@@ -134,6 +136,7 @@ def target_and_distillation_losses(
     soft: SoftLoss,
     vocabulary: int,
     smoothing: float,
+    z_loss: float = 0.0,
     chunk: int = 0,
 ) -> tuple[Float[Array, "B P"], Float[Array, "B P"]]:
     """Return (`token_losses` of the student, `distillation_losses`), for which its logits are computed once."""
@@ -141,22 +144,26 @@ def target_and_distillation_losses(
     def losses(heads: tuple[Callable[[Array], Array], Callable[[Array], Array]], *arrays: Array) -> Array:
         (student, teacher), (hidden, teacher_hidden, targets) = heads, arrays
         logits = student(hidden).astype(jnp.float32)
-        nats = _cross_entropy(logits, targets, vocabulary, smoothing)
+        nats = _cross_entropy(logits, targets, vocabulary, smoothing, z_loss)
         return jnp.stack([nats, soft(logits, teacher(teacher_hidden).astype(jnp.float32))], axis=-1)  # [B, P, 2]
 
     both = _by_chunks(losses, (student, teacher), hidden, teacher_hidden, targets, chunk=chunk)
     return both[..., 0], both[..., 1]
 
 
-def _cross_entropy(logits: Array, targets: Array, vocabulary: int, smoothing: float) -> Array:
+def _cross_entropy(logits: Array, targets: Array, vocabulary: int, smoothing: float, z_loss: float) -> Array:
     # The log-normalizer over padding rows of the table is unchanged: their logits are -1e30.
     log_z = log_sum_exp(logits)
     at_target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    if smoothing == 0:
-        return log_z - at_target
-    is_entry = jnp.arange(logits.shape[-1]) < vocabulary
-    mean = jnp.where(is_entry, logits, 0).sum(-1) / vocabulary
-    return log_z - (1 - smoothing) * at_target - smoothing * mean
+    nats = log_z - (1 - smoothing) * at_target
+    if smoothing:
+        is_entry = jnp.arange(logits.shape[-1]) < vocabulary
+        nats = nats - smoothing * jnp.where(is_entry, logits, 0).sum(-1) / vocabulary
+    if z_loss:
+        # Its value is subtracted again, so that losses with and without it are comparable.
+        penalty = z_loss * jnp.square(log_z)
+        nats = nats + (penalty - jax.lax.stop_gradient(penalty))
+    return nats
 
 
 def _log_softmax(logits: Array) -> Array:

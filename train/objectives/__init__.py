@@ -41,13 +41,15 @@ def check_run(run: Run) -> None:
     """Refuse a run whose configuration alone shows that its objective cannot train its model with its options.
 
     Raises:
-        BadInput: the family does not support the objective, an objective of a plug-in ignores the teacher, or an error of the
-            declaration's `check_run`.
+        BadInput: the family does not support the objective, its loss has no use for `z_loss`, an objective of a plug-in ignores
+            the teacher, or an error of the declaration's `check_run`.
     """
     supported = supported_objectives(run)
     fix = f"{configs.family_of(run.model)} is trained with {', '.join(supported)}; choose the recipe of another family"
     require(run.objective in supported, "objective", run.objective, fix)
     run.options.check_run(run)
+    fix = f"the loss of {run.objective} has no log-normalizer over the vocabulary; leave it out"
+    require(not run.z_loss or objective(run.objective).has_normalizer(), "z_loss", run.z_loss, fix)
     fix = f"{run.objective} computes its loss without one; leave it out"
     has_use = not run.teacher or objective(run.objective).learns_from_teacher()
     require(has_use, "distillation.teacher", run.teacher, fix)

@@ -1,6 +1,7 @@
 """The base classes of training objectives, with a default for everything that an objective may leave out."""
 
 import abc
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -156,6 +157,20 @@ class Objective(abc.ABC):
 
     # --- On the devices ---
 
+    z_loss: float = 0.0
+    """Weight of the squared log-normalizer of each prediction, see `train.engine.losses.token_losses`."""
+
+    @classmethod
+    def has_normalizer(cls) -> bool:
+        """Return whether `token_terms` reads `z_loss`: it and `loss` are those of this class."""
+        return cls.loss is Objective.loss and cls.token_terms is Objective.token_terms
+
+    def with_z_loss(self, weight: float) -> "Objective":
+        """Return the same objective with another `z_loss`."""
+        changed = copy.copy(self)
+        changed.z_loss = weight
+        return changed
+
     def frozen_inputs(self) -> Any:
         """Return a pytree of the untrained arrays that the loss reads, such as a teacher's parameters; by default {}.
 
@@ -260,6 +275,7 @@ class Objective(abc.ABC):
             batch.targets,
             vocabulary=model.config.vocab,
             smoothing=smoothing,
+            z_loss=self.z_loss,
             chunk=chunk,
         )
         return {self.target_term: (nats * batch.weights).sum()}

@@ -106,6 +106,11 @@ class StudentObjective(Objective):
             return batch.weights
         return jnp.float32(batch.segments > 0) if batch.segments is not None else jnp.ones(batch.tokens.shape, jnp.float32)
 
+    @classmethod
+    def has_normalizer(cls) -> bool:
+        """Return whether `token_terms` reads `z_loss`: it is that of this class, and `loss` that of its base class."""
+        return cls.loss is Objective.loss and cls.token_terms is StudentObjective.token_terms
+
     def token_terms(
         self, model: Model, params: Any, out: Output, batch: Batch, frozen: Any, *, smoothing: float, chunk: int
     ) -> dict[str, jax.Array]:
@@ -125,7 +130,7 @@ class StudentObjective(Objective):
         if options.soft and not everywhere:
             # The student's logits are computed once for both losses.
             assert batch.targets is not None
-            sizes = {"vocabulary": model.config.vocab, "smoothing": smoothing, "chunk": chunk}
+            sizes = {"vocabulary": model.config.vocab, "smoothing": smoothing, "z_loss": self.z_loss, "chunk": chunk}
             nats, divergences = target_and_distillation_losses(*heads, hidden, teacher_hidden, batch.targets, soft=soft, **sizes)
             terms = {name: (nats * weights).sum()}
         else:

@@ -72,7 +72,7 @@ def t5() -> Run:
     published={
         "examples/base_c4_pretrain.gin, configs/runs/pretrain.gin": "steps data.length data.batch optim.lr optim.schedule "
         "optim.warmup denoising.kind denoising.density denoising.mean_span",
-        "base.gin": "optim.name model.dropout",
+        "base.gin": "optim.name model.dropout z_loss",
     },
     assumed={
         "Adafactor clips each update, and the files name no decay": "optim.clip optim.weight_decay",
@@ -81,7 +81,7 @@ def t5() -> Run:
     is_typical=False,
 )
 def t5_v1_1() -> Run:
-    """Train T5 1.1 base from scratch on your own text as T5X does (t5_1_1), without its z-loss of 1e-4, which is not built.
+    """Train T5 1.1 base from scratch on your own text as T5X does (t5_1_1).
 
     Command: zoo train t5-v1-1 --data.paths corpus.jsonl
     Hardware: meant for 8 accelerators.
@@ -94,6 +94,7 @@ def t5_v1_1() -> Run:
         model=model,
         options=DenoisingOptions(),
         steps=100_000,
+        z_loss=1e-4,
         data=TextData(length=512, batch=256),
         tokenizer=Tokenizer(kind="sentencepiece", vocab=32_100),
         optim=Optim(name="adafactor", lr=1e-2, warmup=10_000, schedule="inverse_sqrt_flat", weight_decay=0.0, clip=0.0),

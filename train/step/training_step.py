@@ -45,6 +45,7 @@ def make_step(
     gradient is not finite, leaves parameters, optimizer and carry as they were. Metrics are float32 scalars: loss, grad_norm, lr,
     each term of the loss by name, and the decision: `finite` = 0 for a step that was skipped, and perhaps `spike` = 1.
     """
+    objective = objective.with_z_loss(run.z_loss) if run.z_loss else objective
     rate, accept, factors = schedules.make_schedule(run.optim, run.steps), make_acceptance(run.spikes), model.loss_factors
 
     def step(state: State, batch: Batch, frozen: Any = {}, base: Any = {}, *, reduce: Reduce = lambda x: x):  # noqa: B006

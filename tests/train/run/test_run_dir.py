@@ -285,6 +285,7 @@ MAKES_ANOTHER: list[tuple[str, Any, str]] = [
     ("width_transfer", "96", "width_transfer: none before, 96 now"),
     ("precision", "bfloat16", "precision: auto before, bfloat16 now"),
     ("label_smoothing", 0.1, "label_smoothing: 0.0 before, 0.1 now"),
+    ("z_loss", 1e-4, "z_loss: 0.0 before, 0.0001 now"),
     ("data", CausalData(batch=32), "data.batch: 16 before, 32 now"),
     ("tokenizer", Tokenizer(vocab=512), "tokenizer.vocab: 2048 before, 512 now"),
     ("optim", Optim(lr=2e-3), "optim.lr: 0.001 before, 0.002 now"),
