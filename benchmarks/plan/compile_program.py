@@ -232,9 +232,9 @@ def rollout_arguments(run: run_config.Run, mesh: Mesh) -> dict[str, Any]:
     Prompts have the most tokens that leave room for a response. The weights are those that responses are sampled with, unless
     they are the ones of the step in its dtype. Reward models are left out.
     """
-    if not isinstance(run.options, RolloutOptions):
+    if not (tokens := run.sampled_tokens):
         return {}
-    tokens, params = run.options.rollout.tokens, _cast_params(run, mesh)
+    params = _cast_params(run, mesh)
     prompt = 1 if models.model(run.model).is_encoder_decoder else max(1, run.data.length - tokens)
     on_one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
     arguments = {"cache": _cache(run, mesh, params, cache_slots(prompt, tokens))}

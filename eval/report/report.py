@@ -167,7 +167,7 @@ def _tiles(run: Run, train: Sequence[Any], valid: Sequence[Any], judged: Mapping
 
 def _learning(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return tiles (number, label) of how training stands: the loss, or of a policy, whose loss says little, the rewards."""
-    if "rollout" not in row:
+    if "reward" not in row.get("rollout", {}):
         return [(f"{row['loss']:.3f}", "training loss, last row")]
     names = [name for name in ("reward", "kl") if name in row["rollout"]]
     return [(METRICS[name].show(row["rollout"][name]), f"{METRICS[name].label}, last rollout") for name in names]

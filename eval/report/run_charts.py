@@ -36,18 +36,20 @@ def run_curves(
 ) -> list[Figure]:
     """Return figures of the loss, other validation metrics, throughput, learning rate and gradient norm.
 
-    Those of a policy begin with the rewards and other numbers of its rollouts, because its loss says little.
+    Those of a policy begin with the rewards and other numbers of its rollouts, because its loss says little. Those of a student
+    that samples responses end with numbers about them.
 
     Args:
         best_of_n: divergence and reward of choosing the best of 1, 2, 4, ... responses, to compare a policy with.
         selected: the metric that the run selects its best checkpoint by, which has a figure; "" = none.
     """
     rollouts = [{"step": row["step"], **row["rollout"]} for row in train if "rollout" in row]
-    if rollouts:
+    if rollouts and "reward" in rollouts[0]:
         figures = [_lead(rollouts, valid, "reward", marked), *_rollouts(rollouts, marked, best_of_n)]
         figures.append(_simple(train, "loss", "Loss", marked))
     else:
         figures = [_lead(train, valid, "loss", marked), *(_measured(valid, name, marked) for name in _names(valid, selected))]
+        figures += _rollouts(rollouts, marked, best_of_n) if rollouts else []
     if train:
         figures += [_throughput(train, marked), _simple(train, "lr", "Learning rate", marked)]
         figures.append(_simple(train, "grad_norm", "Gradient norm, before clipping", marked))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from zoo.errors import require
 
@@ -59,8 +59,11 @@ class Distillation(TeacherLosses):
     targets: float = 1.0
     """Weight of the loss of the objective itself, that of the predicted tokens."""
 
-    def check_use(self) -> None:
+    def check_run(self, run: Any) -> None:
         """Refuse a teacher from whom nothing is learned, and options without a teacher.
+
+        Args:
+            run: a `train.config.run_config.Run` with these options.
 
         Raises:
             BadInput: names the option.
@@ -76,6 +79,47 @@ class Distillation(TeacherLosses):
     def starts_from_teacher(self) -> bool:
         """True if the student starts from parameters of its teacher."""
         return False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResponseDistillation(Distillation):
+    """Training as the student of a teacher, on responses that are given or that the student samples itself."""
+
+    on_policy: float = 0.0
+    """Share of the batches, chosen at random, whose responses the student samples itself, to the prompts of the data (lambda in
+    Agarwal et al. 2024, algorithm 1); the others have the responses of the data. 0 = none."""
+    response_tokens: int = 64
+    """Most tokens of a sampled response, its end mark included."""
+    sampling_temperature: float = 1.0
+    """Divides the logits when responses are sampled; the softmaxes of the loss have --distillation.temperature."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.on_policy <= 1, "distillation.on_policy", self.on_policy, "choose a share from 0 (none) to 1 (all)")
+        tokens, temperature = self.response_tokens, self.sampling_temperature
+        require(1 <= tokens <= 1 << 16, "distillation.response_tokens", tokens, "choose 1 to 65,536 tokens")
+        fix = "responses are sampled; choose a number above 0, such as 1"
+        require(1e-3 <= temperature < math.inf, "distillation.sampling_temperature", temperature, fix)
+        fix = "no responses are sampled; choose a share of them by --distillation.on-policy, or leave this out"
+        for field in dataclasses.fields(self):
+            value, sampled = getattr(self, field.name), field.name in ("response_tokens", "sampling_temperature")
+            require(self.on_policy > 0 or not sampled or value == field.default, f"distillation.{field.name}", value, fix)
+        fix = "the tokens that the student sampled are no targets; choose --distillation.targets 0 with --distillation.on-policy"
+        require(self.on_policy == 0 or self.targets == 0, "distillation.targets", self.targets, fix)
+
+    def check_run(self, run: Any) -> None:
+        """Refuse also rows in which there is no room for a sampled response, or that have several prompts."""
+        super().check_run(run)
+        if not self.on_policy:
+            return
+        fix = "a response is sampled to the one prompt of each row; leave it out"
+        require(not run.data.pack, "data.pack", run.data.pack, fix)
+        architecture = getattr(run.model, "architecture", "")
+        fix = "prompts need encoder_decoder, shared, or a model of another family"
+        require(architecture != "decoder", "model.architecture", architecture, fix)
+        room = (getattr(run.data, "target_length", 0) or run.data.length) - (not run.model.is_encoder_decoder)
+        fix = f"a row has room for {room} tokens of a response; choose at most as many"
+        require(self.response_tokens <= room, "distillation.response_tokens", self.response_tokens, fix)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from train.config.data_options import (
     UnpairedData,
 )
 from train.config.declaration import ObjectiveOptions, TokenOptions
-from train.config.distillation_options import Distillation, TripleLoss
+from train.config.distillation_options import Distillation, ResponseDistillation, TripleLoss
 from train.config.dpo_options import Dpo
 from train.config.kto_options import Kto
 from train.config.policy_gradient_options import PolicyGradientLoss, Ppo
@@ -42,7 +42,7 @@ class StudentOptions(TokenOptions):
         """Refuse options of distillation that have no effect."""
         super().check_run(run)
         if isinstance(self.distillation, Distillation):
-            self.distillation.check_use()
+            self.distillation.check_run(run)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,7 +178,7 @@ class TextToTextOptions(StudentOptions):
     objective, data, scorer = "text_to_text", PairData, "seq2seq"
     metrics = ("perplexity", "loss")
     pairs: groups.Pairs = groups.Pairs()
-    distillation: Distillation = Distillation()
+    distillation: ResponseDistillation = ResponseDistillation()
     labelled: groups.PairTables = groups.PairTables()
     denoising: groups.SourceMask = groups.SourceMask()
     chat: groups.Chat = groups.Chat()
@@ -196,7 +196,7 @@ class InstructionOptions(StudentOptions):
 
     objective, data, scorer = "instruction", DialogueData, "seq2seq"
     metrics = ("perplexity", "loss")
-    distillation: Distillation = Distillation()
+    distillation: ResponseDistillation = ResponseDistillation()
     labelled: groups.ExampleFileOptions = groups.ExampleFileOptions()
     chat: groups.Chat = groups.Chat()
 

@@ -9,6 +9,7 @@ import tyro
 from train.config.batch_sizes import micro_batches
 from train.config.data_options import Data
 from train.config.declaration import AUTO_CHUNK, ObjectiveOptions, TokenOptions
+from train.config.distillation_options import ResponseDistillation
 from train.config.lora_options import Lora
 from train.config.objectives import (
     MaskedOptions,
@@ -261,6 +262,14 @@ class Run(Generic[Model, Options, DataOptions]):
     def teacher(self) -> str:
         """Run or weights of the teacher; empty = there is none."""
         return self.options.distillation.teacher if isinstance(self.options, StudentOptions) else ""
+
+    @property
+    def sampled_tokens(self) -> int:
+        """Most tokens of a response that the model in training samples to a prompt; 0 = it samples none."""
+        if isinstance(self.options, RolloutOptions):
+            return self.options.rollout.tokens
+        options = getattr(self.options, "distillation", None)
+        return options.response_tokens if isinstance(options, ResponseDistillation) and options.on_policy else 0
 
     @property
     def rewards(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from train.objectives.base import Objective
 from zoo import configs, models, plugins
 from zoo.errors import require
 
-BASES = ("base", "student")
+BASES = ("base", "student", "response_student")
 """Modules of base classes."""
 
 

@@ -27,9 +27,9 @@ from tests.support.processes import ROOT, clean_environment
 from tests.support.small import small as tiny_model
 from train import recipes
 from train.config import run_config
-from train.config.data_options import CausalData, PromptData
-from train.config.distillation_options import TripleLoss
-from train.config.objectives import PolicyGradientOptions
+from train.config.data_options import CausalData, DialogueData, PromptData
+from train.config.distillation_options import ResponseDistillation, TripleLoss
+from train.config.objectives import InstructionOptions, PolicyGradientOptions
 from train.config.policy_gradient_options import PolicyGradientLoss
 from train.config.rollout_options import Rollout
 from train.config.run_config import Mesh
@@ -133,6 +133,11 @@ def test_a_rollout_is_planned_beside_its_step(family: str, precision: Any, beta:
         # The step has no array with all weights of a model with frozen layers.
         partial = dataclasses.replace(run, optim=run_config.Optim(freeze_layers=1))
         assert "weights" in compile_program.rollout_arguments(partial, mesh)
+        # So does a student that samples its own responses.
+        student = ResponseDistillation(teacher="x", targets=0.0, on_policy=0.5, response_tokens=8)
+        fields |= {"options": InstructionOptions(distillation=student), "data": DialogueData(length=24, batch=32)}
+        sampled = compile_program.rollout_arguments(run_config.Run(recipe="tiny", model=net.config, **fields), mesh)
+        assert {name: bytes_per_device(tree) for name, tree in sampled.items()} == bytes_of
     total = sum(bytes_of.values()) + planned().memory["parameters"] + planned().memory["optimizer"]
     assert list(shown)[-1] == ("total", plan_text.format_bytes(total))
     assert dataclasses.replace(planned(), rollout={"cache": planned().total}).largest > planned().total == planned().largest

@@ -278,7 +278,8 @@ def test_a_teacher_that_cannot_teach_the_student_is_refused(
     objective: str, student: str, teacher: str, changes: Any, message: str
 ) -> None:
     kind: Any = find_options(objective)
-    options = TripleLoss(teacher="x", fresh=True) if objective == "distilled" else Distillation(teacher="x")
+    own = {"fresh": True} if objective == "distilled" else {}
+    options = type(kind().distillation)(teacher="x", **own)
     model = tiny_model(student).config
     run = tiny.run(objective, model=model, data=kind.data(length=LENGTH, batch=ROWS), distillation=options)
     with pytest.raises(BadInput, match=message):
