@@ -24,6 +24,7 @@ from benchmarks.plan.roofline import Times
 from train.config import mesh_sizes
 from train.config.run_config import Optim
 from train.engine import loss_chunks
+from train.weights.stored_teacher import row_type, stored_options
 from zoo.models import parameter_count
 from zoo.sharding import path_of
 
@@ -102,6 +103,8 @@ class Plan:
     """Name of a kernel -> how often it runs."""
     rollout: dict[str, int] = dataclasses.field(default_factory=dict)
     """Bytes that a rollout holds beside the arguments of the step, by name; empty if the job has no rollouts."""
+    stored: int = 0
+    """Bytes on disk for each training row, of the stored probabilities of a teacher; 0 = none are stored."""
 
     @property
     def rollout_total(self) -> int:
@@ -139,6 +142,7 @@ def make_plan(program: Program, name: str) -> Plan:
     """
     run, mesh, target = program.run, program.mesh, program.target
     device, needed = target.published, needed_flops(program)
+    batch: Any = program.arguments["batch"]
     memory = program.limit or (None if device is None or device.memory is None else int(device.memory))
     train = program.mode == "train"
     rollout = compile_program.rollout_arguments(run, mesh) if train else {}
@@ -217,6 +221,7 @@ def make_plan(program: Program, name: str) -> Plan:
         gradient=bytes_per_device(program.arguments["parameters"]) if train else 0,
         kernel_runs=dict(work.runs) if work else {},
         rollout={what: bytes_per_device(tree) for what, tree in rollout.items()},
+        stored=row_type(run, batch.targets.shape[1]).itemsize if train and stored_options(run) else 0,
     )
     if program.limit is None and (memory is None or plan.largest <= memory):
         return plan

@@ -65,6 +65,7 @@ def plan_inputs(plan: Plan) -> dict[str, str]:
         "attention": ", ".join(plan.attention) or "none",
         **({"experts": ", ".join(plan.experts)} if plan.experts else {}),
         **({"logits": plan.logits} if plan.logits else {}),
+        **({"teacher": f"stored, {plan.stored:,} bytes on disk for each training row"} if plan.stored else {}),
         "step": f"{plan.batch:,} tokens, each after {plan.length:,} others" if plan.mode == "decode" else rows,
         "mesh": mesh_text(plan.mesh),
         **({"slices": f"{plan.slice_count}, over {mesh_text(plan.slices)}"} if plan.slice_count > 1 else {}),

@@ -82,7 +82,29 @@ class Distillation(TeacherLosses):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ResponseDistillation(Distillation):
+class StoredDistillation(Distillation):
+    """Training as the student of a teacher that reads the same rows in each epoch, so that its probabilities can be stored."""
+
+    top_k: int = 0
+    """Number of tokens at each position to which the teacher gives the highest probabilities. These are computed once, before the
+    first step, and stored in the cache on disk, so that training does not load the teacher. All other tokens count as one in the
+    soft loss. 0 = the teacher computes all probabilities in each step."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.top_k >= 0, "distillation.top_k", self.top_k, "choose 0 (none are stored) or a number of tokens")
+        fix = "no hidden states are stored; choose --distillation.cosine 0, or --distillation.top-k 0"
+        require(not self.top_k or self.cosine == 0, "distillation.cosine", self.cosine, fix)
+
+    def check_run(self, run: Any) -> None:
+        """Refuse also more tokens than there are."""
+        super().check_run(run)
+        fix = f"the vocabulary has {run.model.vocab:,}; choose at most as many"
+        require(self.top_k <= run.model.vocab, "distillation.top_k", self.top_k, fix)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResponseDistillation(StoredDistillation):
     """Training as the student of a teacher, on responses that are given or that the student samples itself."""
 
     on_policy: float = 0.0
@@ -106,6 +128,8 @@ class ResponseDistillation(Distillation):
             require(self.on_policy > 0 or not sampled or value == field.default, f"distillation.{field.name}", value, fix)
         fix = "the tokens that the student sampled are no targets; choose --distillation.targets 0 with --distillation.on-policy"
         require(self.on_policy == 0 or self.targets == 0, "distillation.targets", self.targets, fix)
+        fix = "the probabilities at sampled responses cannot be stored; choose 0, or leave out --distillation.on-policy"
+        require(self.on_policy == 0 or self.top_k == 0, "distillation.top_k", self.top_k, fix)
 
     def check_run(self, run: Any) -> None:
         """Refuse also rows in which there is no room for a sampled response, or that have several prompts."""

@@ -17,7 +17,7 @@ from train.config.data_options import (
     UnpairedData,
 )
 from train.config.declaration import ObjectiveOptions, TokenOptions
-from train.config.distillation_options import Distillation, ResponseDistillation, TripleLoss
+from train.config.distillation_options import Distillation, ResponseDistillation, StoredDistillation, TripleLoss
 from train.config.dpo_options import Dpo
 from train.config.kto_options import Kto
 from train.config.policy_gradient_options import PolicyGradientLoss, Ppo
@@ -51,7 +51,7 @@ class CausalOptions(StudentOptions):
 
     objective, data, scorer = "causal", CausalData, "language_model"
     metrics = LOSS_METRICS
-    distillation: Distillation = Distillation()
+    distillation: StoredDistillation = StoredDistillation()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -96,7 +96,23 @@ class SoftLoss:
     def __call__(self, logits: Float[Array, "*B V"], teacher_logits: Float[Array, "*B V"]) -> Float[Array, "*B"]:
         """Return the divergence in nats at each position; the teacher gets no gradient (Agarwal et al. 2024, section 2)."""
         student = _log_softmax(logits / self.temperature)
-        teacher = _log_softmax(jax.lax.stop_gradient(teacher_logits) / self.temperature)
+        return self.between(student, _log_softmax(jax.lax.stop_gradient(teacher_logits) / self.temperature))
+
+    def from_most_probable(
+        self, logits: Float[Array, "*B V"], ids: Int[Array, "*B K"], log_probs: Float[Array, "*B L"]
+    ) -> Float[Array, "*B"]:
+        """Return the divergence in nats between both distributions over the K tokens `ids` and one event for all others.
+
+        The last of `log_probs`, those of the teacher at the temperature, is that of the others ("ghost token", Anshumann et al.
+        2025). The divergence is at most that over all tokens, and equal to it if `ids` are all of them.
+        """
+        log_q = _log_softmax(logits / self.temperature)
+        student = jnp.take_along_axis(log_q, ids, axis=-1)
+        others = log_sum_exp(jnp.put_along_axis(log_q, ids, -1e30, axis=-1, inplace=False))
+        return self.between(jnp.concatenate([student, others[..., None]], axis=-1), log_probs)
+
+    def between(self, student: Float[Array, "*B V"], teacher: Float[Array, "*B V"]) -> Float[Array, "*B"]:
+        """Return the divergence in nats from the log-probabilities of both."""
         if self.divergence == "forward_kl":
             return _kl(teacher, student)
         if self.divergence == "reverse_kl":
@@ -149,6 +165,48 @@ def target_and_distillation_losses(
 
     both = _by_chunks(losses, (student, teacher), hidden, teacher_hidden, targets, chunk=chunk)
     return both[..., 0], both[..., 1]
+
+
+def target_and_stored_losses(
+    student: Callable[[Array], Array],
+    hidden: Float[Array, "B P D"],
+    targets: Int[Array, "B P"],
+    ids: Int[Array, "B P K"],
+    log_probs: Float[Array, "B P L"],
+    *,
+    soft: SoftLoss,
+    vocabulary: int,
+    smoothing: float,
+    z_loss: float = 0.0,
+    chunk: int = 0,
+) -> tuple[Float[Array, "B P"], Float[Array, "B P"]]:
+    """Return (`token_losses` of the student, its divergences from the `most_probable` tokens of a teacher)."""
+
+    def losses(heads: tuple[Callable[[Array], Array]], *arrays: Array) -> Array:
+        hidden, targets, ids, log_probs = arrays
+        logits = heads[0](hidden).astype(jnp.float32)
+        nats = _cross_entropy(logits, targets, vocabulary, smoothing, z_loss)
+        return jnp.stack([nats, soft.from_most_probable(logits, ids, log_probs)], axis=-1)  # [B, P, 2]
+
+    both = _by_chunks(losses, (student,), hidden, targets, ids, log_probs, chunk=chunk)
+    return both[..., 0], both[..., 1]
+
+
+def most_probable(
+    teacher: Callable[[Array], Array], hidden: Float[Array, "B P E"], k: int, *, temperature: float, chunk: int = 0
+) -> Float[Array, "B P N"]:
+    """Return the ids of the k most probable tokens at each position, their log-probabilities, and that of all other tokens.
+
+    Of these N = 2 k + 1 numbers, the ids come first; as float32 they are exact. `chunk` as in `token_losses`.
+    """
+
+    def numbers(heads: tuple[Callable[[Array], Array]], hidden: Array) -> Array:
+        log_p = _log_softmax(heads[0](hidden).astype(jnp.float32) / temperature)
+        log_probs, ids = jax.lax.top_k(log_p, k)
+        others = log_sum_exp(jnp.put_along_axis(log_p, ids, -1e30, axis=-1, inplace=False))
+        return jnp.concatenate([ids.astype(jnp.float32), log_probs, others[..., None]], axis=-1)
+
+    return _by_chunks(numbers, (teacher,), hidden, chunk=chunk)
 
 
 def _cross_entropy(logits: Array, targets: Array, vocabulary: int, smoothing: float, z_loss: float) -> Array:

@@ -23,6 +23,7 @@ from train.run.progress_display import short_number
 from train.run.run_dir import RunDir
 from train.tokenizers.chat_template import ChatTemplate, chat_template, with_template
 from train.tokenizers.tokenizer import Tokenizer
+from train.weights.stored_teacher import StoredTeacher
 from train.weights.tokenizer_choice import check_vocabulary, existing_tokenizer
 from zoo.errors import BadInput, require
 
@@ -131,6 +132,8 @@ class ExampleInputs:
     """Rows of examples for validations, if these are not the held-out ones; the checkpoint is selected on them."""
     reference: str = ""
     """Digest of the parameters of a reference that the loss reads log-probabilities of; empty = none."""
+    teacher: StoredTeacher | None = None
+    """Stored probabilities of a teacher for the training rows; None = there are none."""
 
     @property
     def training(self) -> Any:
@@ -163,6 +166,7 @@ class ExampleInputs:
         weights can be compared.
         """
         data = {"tokenizer": self.tokenizer.fingerprint, "data": self.rows.fingerprint, "held_out": self.held_out.content_digest}
+        data |= {} if self.teacher is None else {"teacher": self.teacher.digest}
         return data | ({"reference": self.reference} if self.reference else {})
 
     def describe(self, run: Run) -> dict[str, str]:

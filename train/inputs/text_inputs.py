@@ -21,6 +21,7 @@ from train.rows.token_cache import Progress, Tokens, tokenize_documents
 from train.run.progress_display import BYTES, EVERY, ProgressBar, short_number
 from train.run.run_dir import RunDir
 from train.tokenizers.tokenizer import Tokenizer
+from train.weights.stored_teacher import StoredTeacher
 from train.weights.tokenizer_choice import check_vocabulary, existing_tokenizer
 from zoo.errors import BadInput
 
@@ -36,6 +37,8 @@ class TextInputs:
     """The rows that the run trains on."""
     held_out: Tokens
     """The held-out text of all components."""
+    teacher: StoredTeacher | None = None
+    """Stored probabilities of a teacher for the rows; None = there are none."""
 
     def scored_rows(self, run: run_config.Run, stride: int) -> RowSource:
         """Return the rows of the held-out text that score the objective; rows that are windows have `stride` new tokens each."""
@@ -62,6 +65,7 @@ class TextInputs:
             "data": self.rows.fingerprint,
             "held_out": self.held_out.fingerprint,
             "held_out_text": self.held_out.text,
+            **({} if self.teacher is None else {"teacher": self.teacher.digest}),
             # Only for the message that names the components that changed.
             **{f"data of {component.name}": component.rows.fingerprint for component in several},
         }

@@ -119,7 +119,7 @@ def prepare(run: Run, console: Console, evaluation: Evaluation) -> PreparedRun:
         sizes=run.data.sizes,
         local_of=functools.partial(device_mesh.local_rows, mesh),
     )
-    shapes = batches.shapes()
+    shapes = objective.abstract_batch(run, data.tokenizer, data.rows.components[0].rows)
     _check_carry(run, model, data)
     if mesh.devices.flat[0].platform != "cpu":
         # The checks of kernels print a line each.

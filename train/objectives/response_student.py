@@ -47,10 +47,10 @@ class ResponseStudent(StudentObjective):
 
     @classmethod
     def extend_inputs(cls, run: Run, mesh: Mesh, inputs: Any, cache: Path, *, progress: Callable[[int, int], None]) -> Any:
-        """Return the inputs unchanged.
+        """Return the run's inputs; see `train.objectives.student.StudentObjective.extend_inputs`.
 
         Raises:
-            BadInput: the longest prompt leaves no room for a sampled response; or an error of `response_end`.
+            BadInput: as there; the longest prompt leaves no room for a sampled response; or an error of `response_end`.
         """
         options = run.options.distillation
         if options.on_policy:
@@ -60,12 +60,7 @@ class ResponseStudent(StudentObjective):
                 fix = f"the longest prompt has {longest} tokens, and a row {length}; choose fewer, or a longer --data.length"
                 fits = longest + options.response_tokens <= length
                 require(fits, "distillation.response_tokens", options.response_tokens, fix)
-        return inputs
-
-    @classmethod
-    def extend_scored_inputs(cls, run: Run, mesh: Mesh, inputs: Any, cache: Path, *, progress: Callable[[int, int], None]) -> Any:
-        """Return the inputs unchanged: the responses of the data are scored."""
-        return inputs
+        return super().extend_inputs(run, mesh, inputs, cache, progress=progress)
 
     def feed(self, source: FeedSource, first: int) -> AbstractContextManager[Feed]:
         """Return the batches of the data, or with --distillation.on-policy those of the student's own responses too."""

@@ -112,7 +112,7 @@ class Batches:
         return self._build(rng, self._rows.row(row), self._rows.length)
 
 
-def in_order(rows: RowSource, build: Build, batch: int, local: Int[np.ndarray, " local"]) -> Iterator[Batch]:
+def in_order(rows: RowSource | Mixture, build: Build, batch: int, local: Int[np.ndarray, " local"]) -> Iterator[Batch]:
     """Yield every row once, in order, for scoring: this process's part of each global batch; `index` is the row number.
 
     The last global batch is filled up with examples of weight 0 whose labels are ignored. `build` samples from a generator keyed

@@ -6,7 +6,7 @@ same values. The digest of the parameters is one of the fingerprints in a checkp
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from train.engine import device_mesh
 from train.engine.log_probs import sequence_log_probs
 from train.rows import batches
 from train.rows.batches import Build
-from train.rows.row_source import digest_of
+from train.rows.mixture import Mixture
+from train.rows.row_source import RowSource, digest_of
 from train.run.run_dir import is_run, no_checkpoint, read_config
 from train.weights import lineage, reference_cache, warm_start
 from train.weights.load import load_model, open_checkpoints
@@ -53,7 +54,7 @@ def add_reference(run: run_config.Run, mesh: Mesh, inputs: Any, build: Build, ca
         depends_on = [parameters, rows.fingerprint, inputs.tokenizer.fingerprint, rows.length, len(rows), run.precision]
         key = digest_of(json.dumps(depends_on), ())
         values = reference_cache.read_log_probs(cache, key, len(rows))
-        if not _every_process_has(values):
+        if not every_process_has(values):
             if loaded is None:
                 warm_start.check_init(run)
                 loaded = load_model(run.init, mesh)
@@ -91,28 +92,48 @@ def digest_of_parameters(init: str) -> str:
 def _compute(
     run: run_config.Run, loaded: Any, mesh: Mesh, rows: Any, build: Build, progress: Progress
 ) -> Float32[np.ndarray, "rows 2"]:
-    batch = device_mesh.round_up_rows(mesh, min(run.data.batch, len(rows)))
-    replicated, local = NamedSharding(mesh, PartitionSpec()), device_mesh.local_rows(mesh, batch)
-
     def log_probs(params: Any, batch: Any) -> jax.Array:
         return sequence_log_probs(loaded.model, params, batch, chunk=run.loss_chunk)[0]
 
-    program, params = jax.jit(log_probs, out_shardings=replicated), cast_params(loaded.params, run.precision)
-    results, count = [], -(-len(rows) // batch)
-    progress(0, count)
-    for number, host in enumerate(batches.in_order(rows, build, batch, local), 1):
-        with jax.set_mesh(mesh):
-            values = program(params, device_mesh.shard_batch(host, mesh, batch))
-        results.append(np.asarray(jax.device_get(values), np.float32))
-        progress(number, count)
-    values = np.concatenate(results)[: len(rows)]
+    params = cast_params(loaded.params, run.precision)
+    values = np.concatenate([*numbers_of_rows(run, mesh, rows, build, log_probs, params, progress)])
     if not np.isfinite(values).all():
         origin = rows.examples[rows.rows[int(np.flatnonzero(~np.isfinite(values).all(1))[0])].example].origin
         raise BadInput(f"--init {run.init}: the log-probability of a text at {origin} is not finite; choose another reference")
     return values
 
 
-def _every_process_has(values: Any) -> bool:
-    """Return whether every process has values. If one has none, all compute, since the program runs on the devices of all."""
+def numbers_of_rows(
+    run: run_config.Run,
+    mesh: Mesh,
+    rows: RowSource | Mixture,
+    build: Build,
+    numbers: Callable[[Any, Any], jax.Array],
+    params: Any,
+    progress: Progress,
+) -> Iterator[Float32[np.ndarray, "B ..."]]:
+    """Yield the numbers of all rows in order, a batch at a time. Every process iterates over all of them.
+
+    Args:
+        build: function that makes the arrays of a row.
+        numbers: function from parameters and a batch to an array [B, ...].
+        params: its first argument.
+    """
+    batch = device_mesh.round_up_rows(mesh, min(run.data.batch, len(rows)))
+    replicated, local = NamedSharding(mesh, PartitionSpec()), device_mesh.local_rows(mesh, batch)
+    program, count = jax.jit(numbers, out_shardings=replicated), -(-len(rows) // batch)
+    progress(0, count)
+    for number, host in enumerate(batches.in_order(rows, build, batch, local)):
+        with jax.set_mesh(mesh):
+            values = program(params, device_mesh.shard_batch(host, mesh, batch))
+        yield np.asarray(jax.device_get(values), np.float32)[: len(rows) - number * batch]
+        progress(number + 1, count)
+
+
+def every_process_has(values: Any) -> bool:
+    """Return whether every process has values, after all of them have called this.
+
+    If one has none, all compute, since the program runs on the devices of all.
+    """
     has = np.array(values is not None)
     return bool(has) if jax.process_count() == 1 else bool(multihost_utils.process_allgather(has).all())

@@ -18,7 +18,17 @@ import pytest
 
 from benchmarks.core import result_tables, timing
 from benchmarks.core.memory import bytes_per_device
-from benchmarks.plan import compile_program, find_run, mesh_search, plan_cache, plan_page, plan_text, roofline, target_devices
+from benchmarks.plan import (
+    compile_program,
+    find_run,
+    mesh_search,
+    plan_cache,
+    plan_page,
+    plan_record,
+    plan_text,
+    roofline,
+    target_devices,
+)
 from benchmarks.plan.mesh_search import Candidate
 from benchmarks.plan.plan_record import Plan
 from tests.support import benchmark_steps, tiny
@@ -28,8 +38,8 @@ from tests.support.small import small as tiny_model
 from train import recipes
 from train.config import run_config
 from train.config.data_options import CausalData, DialogueData, PromptData
-from train.config.distillation_options import ResponseDistillation, TripleLoss
-from train.config.objectives import InstructionOptions, PolicyGradientOptions
+from train.config.distillation_options import ResponseDistillation, StoredDistillation, TripleLoss
+from train.config.objectives import CausalOptions, InstructionOptions, PolicyGradientOptions
 from train.config.policy_gradient_options import PolicyGradientLoss
 from train.config.rollout_options import Rollout
 from train.config.run_config import Mesh
@@ -382,6 +392,17 @@ REFUSED: list[tuple[Callable[[], run_config.Run], compile_program.Mode, str]] = 
     (lambda: tiny.with_options(recipes.find_recipe("distilbert-nano")(), distillation=NOBODY), "train", "teacher runs/nobody"),
     (lambda: small_with(attention="cudnn"), "train", "attention 'cudnn' cannot do this: it runs on gpu, and this is cpu"),
 ]
+
+
+def test_a_stored_teacher_is_planned_on_disk_and_not_in_memory() -> None:
+    """Of each of 32 positions, 5 ids of two bytes and 6 log-probabilities; the batch has them with ids of four bytes."""
+    stored = CausalOptions(distillation=StoredDistillation(teacher="absent", top_k=5))
+    plan, alone = (
+        plan_record.make_plan(compile_program.compile_run(run, "train", CPU), "x") for run in (small(options=stored), small())
+    )
+    assert (plan.stored, alone.stored) == (32 * (5 * 2 + 6 * 4), 0) and plan.memory.keys() == alone.memory.keys()
+    assert plan.memory["batch"] - alone.memory["batch"] == 16 // 8 * 32 * (5 * 4 + 6 * 4)
+    assert plan_text.plan_inputs(plan)["teacher"] == "stored, 1,088 bytes on disk for each training row"
 
 
 def small_with(**compute: Any) -> run_config.Run:

@@ -18,7 +18,7 @@ from tests.support.toy_policy import wide
 from train import objectives
 from train.config import run_config
 from train.config.data_options import CausalData
-from train.config.distillation_options import Distillation, TripleLoss
+from train.config.distillation_options import Distillation, StoredDistillation, TripleLoss
 from train.config.find_objective import find_options
 from train.engine import device_mesh
 from train.objectives.causal import Causal
@@ -303,12 +303,12 @@ def test_a_teacher_that_cannot_teach_the_student_is_refused(
 )
 def test_options_without_a_teacher_and_a_teacher_without_use_are_refused(options: Any, message: str) -> None:
     with pytest.raises(BadInput, match=message):
-        objectives.check_run(tiny.run(distillation=Distillation(**options)))
+        objectives.check_run(tiny.run(distillation=StoredDistillation(**options)))
 
 
 def test_an_objective_with_another_loss_takes_no_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
     """A plug-in's class may compute its loss without the teacher, which would then be ignored."""
-    run = tiny.run(distillation=Distillation(teacher="x"))
+    run = tiny.run(distillation=StoredDistillation(teacher="x"))
     objectives.check_run(run)
     monkeypatch.setattr(Causal, "loss", lambda self, *arguments, **options: ({}, {}))
     with pytest.raises(BadInput, match=r"--distillation\.teacher x: causal computes its loss without one; leave it out"):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support import tiny
-from train.config.distillation_options import Distillation
+from train.config.distillation_options import StoredDistillation
 from train.config.run_config import Tokenizer as TokenizerOptions
 from train.run.run_dir import RunDir
 from train.tokenizers import hf_files
@@ -28,7 +28,7 @@ def stored(folder: Path, content: Any) -> Path:
 
 
 def choose(tmp_path: Path, teacher: Path, own: Path) -> Tokenizer | None:
-    run = tiny.run(distillation=Distillation(teacher=str(teacher)), tokenizer=TokenizerOptions(path=str(own)))
+    run = tiny.run(distillation=StoredDistillation(teacher=str(teacher)), tokenizer=TokenizerOptions(path=str(own)))
     return existing_tokenizer(run, RunDir(tmp_path / "run"))
 
 
