@@ -113,7 +113,8 @@ def changes_of(
     for _ in range(STEPS + 1):
         params, state, values = step(params, state)
         history.append(values)
-    return tuple(float(jnp.sqrt(jnp.mean(jnp.square(new - old)))) for old, new in zip(history[0], history[-1], strict=True))
+    hidden, logits = (float(jnp.sqrt(jnp.mean(jnp.square(new - old)))) for old, new in zip(history[0], history[-1], strict=True))
+    return hidden, logits
 
 
 def optimizer(family: str, name: str = "adamw") -> Optim:

@@ -13,7 +13,9 @@ TAKEN = (*WIDTHS, "head", "head_dim", "layers", "decoder_layers")
 """Fields that a base given by name has of its size; the others are those of the run's model."""
 POST_NORM = ("bert", "roberta", "distilbert", "xlnet", "transformer")
 """Families that normalize after each sub-layer, for which CompleteP has no rule of depth."""
-OPTIMIZERS = ("adamw", "stable_adamw", "lion", "muon")
+LONGEST = 6
+"""Digits of the largest base width that is read as a number."""
+OPTIMIZERS = ("adamw", "stable_adamw", "lion", "muon", "soap")
 """Optimizers whose updates do not depend on the size of the parameters and, but for eps, not on that of the gradients."""
 
 
@@ -29,7 +31,7 @@ def base_config(model: Any, base: str) -> Any:
     family, names = configs.family_of(model), {field.name for field in dataclasses.fields(model)}
     fix = f"the rules are for the families of the zoo, and {family} is not one of them; leave it out"
     require(family in configs.families(), "width_transfer", base, fix)
-    if base.isdecimal():
+    if base.isdecimal() and len(base) <= LONGEST:
         return dataclasses.replace(model, **_in_proportion(model, int(base)))
     owner, size = configs.find_size(base)
     require(owner == family, "width_transfer", base, f"it is a {owner}; choose a size of {family}, or a width")

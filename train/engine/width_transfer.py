@@ -157,12 +157,11 @@ def _has_tied_logits(model: Model, shapes: Mapping[str, Any]) -> bool:
     Raises:
         BadInput: its last norm is also that of an encoder.
     """
-    if "unembed/embedding" in shapes or TABLE not in model.names.tied.values():
+    has_own_kernel = any(path.startswith(("unembed/embedding", "classifier/", "score/")) for path in shapes)
+    if has_own_kernel or TABLE not in model.names.tied.values():
         return False
     if getattr(model.config, "architecture", "") == "shared":
-        raise BadInput(
-            "--width-transfer: the encoder has the norm before the tied logits too; choose --model.architecture decoder"
-        )
+        raise BadInput("--width-transfer: the encoder has the norm before the tied logits too; choose --model.no-tied")
     return True
 
 

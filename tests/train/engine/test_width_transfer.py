@@ -14,7 +14,7 @@ from tests.support.small import shapes, small
 from train.checkpoints.manifest import by_path
 from train.config import run_config
 from train.config.optim_options import Optim
-from train.config.width_base import base_config
+from train.config.width_base import OPTIMIZERS, base_config
 from train.engine import device_mesh, state_init
 from train.engine.width_transfer import LAST_NORMS, LeafFactors, width_factors
 from train.objectives.causal import Causal
@@ -102,6 +102,21 @@ def test_every_family_has_a_norm_before_its_tied_logits() -> None:
         assert any(path.startswith(prefix) for path in by_path(shapes(small(family)))), family
 
 
+def test_scores_are_outputs_and_leave_the_last_norm_alone() -> None:
+    for family in ("gpt", "t5", "transformer"):
+        wide = small(family, width=128, heads=8, labels=("reward",), **({} if family == "transformer" else {"head": 16}))
+        factors = width_factors(wide, base_config(wide.config, "64"), Optim())
+        [output] = [path for path in factors if re.fullmatch("(score|classifier)/kernel", path)]
+        assert factors[output].multiplier == 1 / R
+        assert all(np.all(np.equal(leaf.multiplier, 1)) for path, leaf in factors.items() if "norm" in path)
+
+
+def test_a_norm_that_an_encoder_has_too_is_refused() -> None:
+    shared = small("t5", architecture="shared")
+    with pytest.raises(BadInput, match=r"the encoder has the norm before the tied logits too; choose --model\.no-tied"):
+        width_factors(shared, base_config(shared.config, "16"), Optim())
+
+
 def test_depth_scales_what_layers_add() -> None:
     """As in CompleteP (Dey et al. 2025, table 1, alpha = 1): 1/m on the branches, rates and deviations of all else unchanged."""
     deep = small("gpt", layers=8)
@@ -184,6 +199,15 @@ def test_changes_of_a_gpt_do_not_grow_with_its_width() -> None:
     # The control, in which nothing depends on the width, and the mistake: rates that do not.
     assert max(np.array(changes_of("gpt", 256, None, optimizer("gpt"))) / base) > 1.5
     assert max(np.array(changes_of("gpt", 256, 64, optimizer("gpt"), change=standard_rate)) / base) > 1 + TOLERANCE
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_rules_hold_with_each_optimizer(name: str) -> None:
+    options = optimizer("gpt", name)
+    base = np.array(changes_of("gpt", 64, 64, options))
+    np.testing.assert_allclose(changes_of("gpt", 256, 64, options), base, rtol=TOLERANCE)
+    assert max(changes_of("gpt", 256, None, options) / base) > 1.5
 
 
 @pytest.mark.full
