@@ -16,7 +16,9 @@ from zoo.fault_points import faults
 from zoo.sharding import path_of
 
 FLAGS = [*tiny.FLAGS, "--data.paths", "text.txt", "--steps", "8", "--checkpoint.every", "4", "--log.validate-every", "4"]
-FLAGS += ["--log.samples", "0", "--optim.average", "0.9"]
+FLAGS += ["--log.samples", "0"]
+AVERAGE = ("--optim.average", "0.9")
+SCHEDULE_FREE = ("--optim.name", "schedule_free_adamw", "--optim.schedule", "constant")
 
 
 @pytest.fixture(autouse=True)
@@ -39,29 +41,32 @@ def averages_of(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {path.partition("/average/")[2]: leaf for path, leaf in state.items() if "/average/" in path}
 
 
-def test_the_average_is_scored_and_loaded_and_continues_after_a_kill(capsys: pytest.CaptureFixture[str]) -> None:
-    reference = train("reference")
-    command = ["train", "gpt-nano", *FLAGS, "--name", "killed"]
+@pytest.mark.parametrize("average", [AVERAGE, pytest.param(SCHEDULE_FREE, marks=pytest.mark.full)])
+def test_the_average_is_scored_and_loaded_and_continues_after_a_kill(
+    average: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    reference = train("reference", *average)
+    command = ["train", "gpt-nano", *FLAGS, *average, "--name", "killed"]
     with faults("train.step:error:6"), pytest.raises(RuntimeError, match="fault at"):
         main.main(command)
     assert main.main(command) == 0
     states = [run.state() for run in (reference, Training(Path.cwd(), "killed"))]
     assert not [path for path in states[0] if states[0][path].tobytes() != states[1][path].tobytes()]
-    average, loaded = averages_of(states[0]), parameters("runs/reference")
-    assert average.keys() == loaded.keys()
+    expected, loaded = averages_of(states[0]), parameters("runs/reference")
+    assert expected.keys() == loaded.keys()
     for path, leaf in loaded.items():
-        np.testing.assert_array_equal(leaf, average[path])
+        np.testing.assert_array_equal(leaf, expected[path])
         assert (leaf != states[0][f"params/{path}"]).any()
     printed = call(capsys, "eval", "runs/reference").stdout
     loss = json.loads(Path("runs/reference/scores.json").read_text())["loss"]
     assert f"{loss:.6f}" in printed
     assert main.main(["export", "runs/reference", "published"]) == 0
     for path, leaf in parameters("published").items():
-        np.testing.assert_array_equal(leaf, average[path])
+        np.testing.assert_array_equal(leaf, expected[path])
 
 
 def test_the_best_checkpoint_has_the_average() -> None:
-    best = train("best", "--selection.best", "--log.ledger")
+    best = train("best", *AVERAGE, "--selection.best", "--log.ledger")
     plain = averages_of(best.state())
     for path, leaf in parameters("runs/best").items():
         np.testing.assert_array_equal(leaf, plain[path])

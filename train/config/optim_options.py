@@ -11,7 +11,7 @@ from zoo.errors import BadInput, require
 
 Schedule = Literal["cosine", "linear", "inverse_sqrt", "inverse_sqrt_flat", "constant", "wsd"]
 Shape = Literal["linear", "sqrt", "cosine"]
-Optimizer = Literal["adamw", "stable_adamw", "lamb", "lion", "adafactor", "muon", "sgd", "soap"]
+Optimizer = Literal["adamw", "stable_adamw", "lamb", "lion", "adafactor", "muon", "sgd", "soap", "schedule_free_adamw"]
 Moments = Literal["float32", "bfloat16"]
 MuonScale = Literal["adam", "released"]
 Decayed = Literal["matrices", "kernels", "all"]
@@ -25,6 +25,7 @@ USES: dict[str, tuple[str, ...]] = {
     "muon": ("b1", "b2", "eps", "momentum", "muon_scale"),
     "sgd": ("momentum",),
     "soap": ("b1", "b2", "eps", "refresh"),
+    "schedule_free_adamw": ("b1", "b2", "eps"),
     "cosine": ("final", "decay_steps"),
     "linear": ("final", "decay_steps"),
     "inverse_sqrt": (),
@@ -40,14 +41,15 @@ class Optim:
     """Optimizer and learning-rate schedule.
 
     AdamW: Loshchilov and Hutter 2019. StableAdamW: Wortsman et al. 2023. LAMB: You et al. 2020. Lion: Chen et al. 2023.
-    Adafactor: Shazeer and Stern 2018. Muon: Jordan et al. 2024. SOAP: Vyas et al. 2024. SGD: with momentum, and with decoupled
-    weight decay.
+    Adafactor: Shazeer and Stern 2018. Muon: Jordan et al. 2024. SOAP: Vyas et al. 2024. Schedule-free AdamW: Defazio et al.
+    2024. SGD: with momentum, and with decoupled weight decay.
     """
 
     name: Optimizer | str = "adamw"
     """Optimizer, also one of a plug-in. stable_adamw: AdamW with smaller updates of tensors whose gradients have grown. lamb:
     updates in proportion to the norm of each tensor. muon: Muon for the matrices of the layers, AdamW for all others.
-    soap: AdamW in the eigenbases of the gradients of each matrix."""
+    soap: AdamW in the eigenbases of the gradients of each matrix. schedule_free_adamw: with a constant rate and an average of
+    the parameters, which is validated, scored, exported and loaded."""
     lr: float = 1e-3
     """Peak learning rate."""
     schedule: Schedule = "cosine"
@@ -62,11 +64,12 @@ class Optim:
     final: float = 0.1
     """Learning rate at the last step, as a fraction of the peak (cosine, linear, wsd)."""
     b1: float = 0.9
-    """Decay of the first moment (adamw, stable_adamw, lamb, lion, muon, soap)."""
+    """Decay of the first moment (adamw, stable_adamw, lamb, lion, muon, soap); share of the average in the parameters that are
+    trained (schedule_free_adamw)."""
     b2: float = 0.95
-    """Decay of the second moment (adamw, stable_adamw, lamb, muon, soap); of lion's momentum."""
+    """Decay of the second moment (adamw, stable_adamw, lamb, muon, soap, schedule_free_adamw); of lion's momentum."""
     eps: float = 1e-8
-    """Number that is added to the root of the second moment (adamw, stable_adamw, lamb, muon, soap)."""
+    """Number that is added to the root of the second moment (adamw, stable_adamw, lamb, muon, soap, schedule_free_adamw)."""
     momentum: float = 0.95
     """Decay of the momentum (muon, of the matrices; sgd)."""
     muon_scale: MuonScale = "adam"
@@ -91,7 +94,8 @@ class Optim:
     moments: Moments = "float32"
     """Number format of the stored moments. bfloat16: half the memory; rounded at random, so that the mean is exact."""
     offload: bool = False
-    """Keep the moments of the layers' matrices in the memory of the host between updates (all but adafactor)."""
+    """Keep the moments of the layers' matrices in the memory of the host between updates (all but adafactor, soap and
+    schedule_free_adamw)."""
     layer_decay: float = 1.0
     """Learning rate of each layer relative to the layer above; the embeddings are below the first layer."""
     freeze_layers: int = 0
@@ -126,6 +130,11 @@ class Optim:
             }.get(self.name, "only moments can be on the host, and not the average of the parameters")
             raise BadInput(f"--optim.offload: {why}; choose another optimizer, or leave it out")
         require(0 <= self.average < 1, "optim.average", self.average, "choose 0 (none) or a decay below 1, such as 0.999")
+        if self.is_schedule_free:
+            fix = "schedule_free_adamw averages the parameters in place of a decay; choose constant"
+            require(self.schedule == "constant", "optim.schedule", self.schedule, fix)
+            fix = "schedule_free_adamw has an average of its own; choose 0, or another optimizer"
+            require(not self.average, "optim.average", self.average, fix)
         require(self.freeze_layers >= 0, "optim.freeze_layers", self.freeze_layers, "choose 0 (none) or a number of layers")
         require(0 <= self.clip < math.inf, "optim.clip", self.clip, "choose 0 (off) or a norm")
         for text in self.rates:
@@ -137,6 +146,16 @@ class Optim:
         return self.freeze_embeddings or self.freeze_layers > 0
 
     @property
+    def is_schedule_free(self) -> bool:
+        """True if the optimizer averages the parameters in place of a schedule."""
+        return self.name == "schedule_free_adamw"
+
+    @property
+    def has_average(self) -> bool:
+        """True if an average of the parameters is validated, scored, exported and loaded in their place."""
+        return self.average > 0 or self.is_schedule_free
+
+    @property
     def can_round(self) -> bool:
         """True if the moments can be stored in bfloat16."""
         return self.name != "soap"
@@ -144,7 +163,7 @@ class Optim:
     @property
     def can_offload(self) -> bool:
         """True if the moments can be in the memory of the host."""
-        return self.name not in ("adafactor", "soap") and not self.average
+        return self.name not in ("adafactor", "soap") and not self.has_average
 
     @property
     def rate_factors(self) -> list[tuple[re.Pattern[str], float]]:

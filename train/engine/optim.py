@@ -72,6 +72,7 @@ def make_optimizer(cfg: Optim, gradient_factors: Mapping[str, float] | None = No
         _scale_by_path(cfg) if cfg.rates else None,
         scale_by_rate(),
         averages.average_parameters(cfg.average) if cfg.average else None,
+        averages.schedule_free(cfg.b1) if cfg.is_schedule_free else None,
     )
     return optax.chain(*(link for link in links if link is not None))
 
@@ -148,7 +149,7 @@ def _scale_by_path(cfg: Optim) -> optax.GradientTransformation:
 
 
 def scale_by_rate() -> optax.GradientTransformationExtraArgs:
-    """Return the link that multiplies by the negative learning rate, an argument of `update`; no later link changes updates."""
+    """Return the link that multiplies by the negative learning rate, an argument of `update`."""
 
     def update(updates: Any, state: Any, params: Any = None, *, lr: Any = 1.0, **_: Any) -> tuple[Any, Any]:
         return jax.tree.map(lambda leaf: -lr * leaf, updates), state

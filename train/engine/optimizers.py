@@ -94,6 +94,11 @@ def _stable_adam(cfg: Optim) -> optax.GradientTransformation:
     return optax.GradientTransformation(adam.init, update)
 
 
+def _schedule_free_adam(cfg: Optim) -> optax.GradientTransformation:
+    """Return the gradient over the root of its second moment: `train.engine.averages.schedule_free` is in place of a momentum."""
+    return optax.scale_by_rms(cfg.b2, cfg.eps, eps_in_sqrt=False, bias_correction=True)
+
+
 def _lamb(cfg: Optim) -> optax.GradientTransformation:
     """Return Adam's updates and the weight decay, scaled to the norm of the tensor (You et al. 2020, algorithm 2).
 
@@ -282,6 +287,7 @@ DIRECTIONS: dict[str, Callable[[Optim], optax.GradientTransformation]] = {
     "muon": _muon,
     "sgd": _sgd,
     "soap": _soap,
+    "schedule_free_adamw": _schedule_free_adam,
 }
 INCLUDES_DECAY = ("stable_adamw", "lamb")
 """Optimizers whose directions include the decayed weights, since these are scaled with the update."""

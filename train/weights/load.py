@@ -153,7 +153,7 @@ def restore_trained(path: Path, run: run_config.Run, mesh: Mesh, step: int | Non
     source = open_checkpoints(path, run, step)
     checkpoint_step = None if step == NEWEST else step
     stored = {"params": abstract}
-    if run.optim.average and source.folder != RunDir(path).best.absolute():
+    if run.optim.has_average and source.folder != RunDir(path).best.absolute():
         # RUN/best has the average as its parameters.
         stored = stored_average(jax.eval_shape(make_optimizer(run.optim).init, abstract), abstract)
     restored = source.restore({**stored, "step": counter}, step=checkpoint_step, partial=True)

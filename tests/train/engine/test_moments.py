@@ -126,6 +126,10 @@ def run_of(mesh: Mesh = Mesh(data=1), **options: Any) -> Run:  # noqa: B008
     return tiny.run(optim=Optim(**{"lr": 1e-2, "warmup": 5, **options}), mesh=mesh, precision="float32")
 
 
+ON_DEVICE = ("adafactor", "soap", "schedule_free_adamw")
+"""Optimizers whose state cannot be on the host."""
+
+
 @functools.cache
 def assembled(run: Run, devices: int) -> tuple[Assembly, Any]:
     mesh = device_mesh.make_mesh(run.mesh, jax.devices()[:devices])
@@ -148,11 +152,12 @@ def leaf_bytes(state: State) -> dict[str, bytes]:
 @pytest.mark.full
 @pytest.mark.parametrize("name", [name for name in optimizers.DIRECTIONS if name != "soap"])
 def test_all_moments_of_every_optimizer_are_bfloat16(name: Any) -> None:
-    run = run_of(name=name, moments="bfloat16")
+    run = run_of(name=name, moments="bfloat16", schedule="constant")
     state = trained(run, 1)
     floats = {path_of(keys): leaf.dtype for keys, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)}
     others = {path for path, dtype in floats.items() if dtype != jnp.bfloat16}
-    assert all(path.endswith("count") for path in others), others
+    # The sequences of schedule-free AdamW are parameters, and not moments.
+    assert all(path.endswith(("count", "total")) or "/base/" in path or "/average/" in path for path in others), others
     assert sum(dtype == jnp.bfloat16 for dtype in floats.values()) >= len(jax.tree.leaves(state.params))
     # They were updated, and no parameter is in bfloat16.
     assert any(np.asarray(leaf).any() for leaf in jax.tree.leaves(state.opt_state) if leaf.dtype == jnp.bfloat16)
@@ -179,7 +184,7 @@ def test_roundings_of_a_layer_are_those_of_the_stack(first: int) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", [name for name in optimizers.DIRECTIONS if name not in ("adafactor", "soap")])
+@pytest.mark.parametrize("name", [name for name in optimizers.DIRECTIONS if name not in ON_DEVICE])
 def test_a_loop_over_layers_updates_as_all_at_once(name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """To rounding errors, with two stacks and leaves of none; without `accepted` every moment remains."""
     monkeypatch.setattr(moments, "updates_by_layer", lambda: True)

@@ -17,6 +17,7 @@ from train.config.run_config import Mesh
 from train.engine import averages, device_mesh, matrix_axes, optim
 from train.engine.optimizers import DIRECTIONS
 from train.engine.schedules import make_schedule
+from train.engine.state import State
 from zoo import sharding
 from zoo.errors import BadInput
 from zoo.models import model
@@ -89,6 +90,21 @@ class Lamb(Adam):
     def move(self, param: Tensor, grad: Tensor, lr: float) -> Tensor:
         update = self.decayed(param, grad)
         return param - lr * update * (np.linalg.norm(param) / np.linalg.norm(update) if decays(self.path) else 1.0)
+
+
+class ScheduleFreeAdamW(Adam):
+    """Defazio et al. 2024, algorithm 1; `move` returns y, at which the gradient is computed."""
+
+    def move(self, param: Tensor, grad: Tensor, lr: float) -> Tensor:
+        if not self.step:
+            self.base = self.average = param
+            self.total = 0.0
+        self.direction(grad)
+        self.total += lr**2
+        self.base = self.base - lr * (grad / (np.sqrt(self.corrected) + EPS) + DECAY * decays(self.path) * param)
+        share = lr**2 / self.total
+        self.average = (1 - share) * self.average + share * self.base
+        return (1 - B1) * self.base + B1 * self.average
 
 
 class Lion(Adam):
@@ -170,16 +186,18 @@ REFERENCES: dict[str, type[Any]] = {
     "muon": Muon,
     "sgd": Sgd,
     "soap": Soap,
+    "schedule_free_adamw": ScheduleFreeAdamW,
 }
 
 
 def options_of(name: str, **changes: Any) -> Optim:
     values = {"b1": B1, "b2": B2, "eps": EPS, "momentum": MOMENTUM, "muon_scale": "released", "refresh": REFRESH}
-    return Optim(name=name, weight_decay=DECAY, clip=0.0, **{key: values[key] for key in USES[name]} | changes)
+    schedule: Any = {"schedule": "constant"} if name == "schedule_free_adamw" else {}
+    return Optim(name=name, weight_decay=DECAY, clip=0.0, **{key: values[key] for key in USES[name]} | schedule | changes)
 
 
-def follow(cfg: Optim, params: Any, grads: list[Any], rates: list[float]) -> Any:
-    """Return the parameters after the updates of the step."""
+def follow(cfg: Optim, params: Any, grads: list[Any], rates: list[float], scored: bool = False) -> Any:
+    """Return the parameters after the updates of the step, or those that are scored."""
     tx = optim.make_optimizer(cfg)
 
     @jax.jit
@@ -190,7 +208,7 @@ def follow(cfg: Optim, params: Any, grads: list[Any], rates: list[float]) -> Any
     state = tx.init(params)
     for grad, lr in zip(grads, rates, strict=True):
         params, state = move(params, state, grad, lr)
-    return params
+    return averages.scored_parameters(State(step=0, params=params, opt_state=state, carry={}, key=0)) if scored else params
 
 
 def problem(shapes: Any = SHAPES) -> tuple[Any, list[Any], list[float]]:
@@ -213,6 +231,24 @@ def test_fifty_steps_are_those_of_the_paper_s_formulas(name: str) -> None:
         for path, tensor in tensors(moved):
             assert tensor.dtype == jnp.float64
             np.testing.assert_allclose(tensor, own[path][0], rtol=1e-5, err_msg=f"{name}, {path}")
+
+
+@pytest.mark.planted
+def test_the_scored_parameters_of_a_schedule_free_optimizer_are_its_average() -> None:
+    params, grads, rates = problem()
+    own = {path: (tensor, ScheduleFreeAdamW(path)) for path, tensor in tensors(params)}
+    for grad, lr in zip(grads, rates, strict=True):
+        by_path = dict(tensors(grad))
+        own = {path: (state.move(tensor, by_path[path], lr), state) for path, (tensor, state) in own.items()}
+    cfg = options_of("schedule_free_adamw")
+    with jax.enable_x64(True):
+        scored, trained = (
+            dict(tensors(follow(cfg, jax.tree.map(jnp.asarray, params), grads, rates, scored))) for scored in (True, False)
+        )
+    for path, (_, state) in own.items():
+        np.testing.assert_allclose(scored[path], state.average, rtol=1e-5)
+        with pytest.raises(AssertionError):
+            np.testing.assert_allclose(trained[path], state.average, rtol=1e-5)
 
 
 @pytest.mark.planted
@@ -400,3 +436,14 @@ def test_the_average_follows_the_parameters() -> None:
     jax.tree.map(np.testing.assert_array_equal, own, other)
     (average,) = [link.average for link in state if isinstance(link, averages.AverageState)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), average, expected)
+
+
+def test_a_schedule_free_optimizer_has_no_decay_and_no_other_average() -> None:
+    with pytest.raises(
+        BadInput, match=r"--optim.schedule cosine: schedule_free_adamw averages the parameters in place of a decay"
+    ):
+        Optim(name="schedule_free_adamw")
+    with pytest.raises(BadInput, match=r"--optim.average 0.9: schedule_free_adamw has an average of its own; choose 0"):
+        options_of("schedule_free_adamw", average=0.9)
+    with pytest.raises(BadInput, match=r"--optim.offload: only moments can be on the host"):
+        options_of("schedule_free_adamw", offload=True)
