@@ -34,12 +34,25 @@ def first_batches(run: run_config.Run, limit: int | None = None) -> list[Batch]:
 
 def recipe_step_program(run: run_config.Run, batch: Batch) -> Callable[[], object]:
     """Return the run's step in float32, from fresh parameters, repeated on one batch."""
+    return repeated_step(*compile_step(run, batch))
+
+
+def compile_step(run: run_config.Run, batch: Batch) -> tuple[Any, State, Batch]:
+    """Return the run's step in float32, compiled, and its arguments: fresh parameters, and the batch on the device."""
     model, tx = models.model(run.model), optim.make_optimizer(run.optim)
     params = jax.jit(model.init)(jax.random.key(0))
     carry, key = model.init_carry(run.data.batch), jnp.zeros(2, jnp.uint32)
-    state = [State(step=jnp.int32(0), params=params, opt_state=tx.init(params), carry=carry, key=key)]
+    # A state may begin with the parameters themselves, and no array can be donated twice.
+    opt_state = jax.tree.map(jnp.copy, tx.init(params))
+    state = State(step=jnp.int32(0), params=params, opt_state=opt_state, carry=carry, key=key)
     step = jax.jit(make_step(run, model, objective(run.objective)(), tx, jnp.float32), donate_argnums=0)
     batch = jax.tree.map(jnp.asarray, batch)
+    return step.lower(state, batch).compile(), state, batch
+
+
+def repeated_step(step: Any, first: State, batch: Batch) -> Callable[[], object]:
+    """Return a program that takes a step on the batch from the state that the one before it returned."""
+    state = [first]
 
     def once() -> Any:
         state[0], metrics = step(state[0], batch)
