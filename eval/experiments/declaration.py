@@ -149,7 +149,8 @@ class Tier:
     recipes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Recipes that replace others at this scale: {"bert-nano": "bert"}."""
     rates: tuple[float, ...] = ()
-    """Factors of the main stage's learning rate, of which a pilot chooses one for each row; none = there is no pilot."""
+    """Factors of each row's learning rate in the main stage, of which a pilot chooses one for the row; none = there is no pilot.
+    A row's rate is the stage's or, with `Times`, a multiple of it."""
     pilot_seeds: tuple[int, ...] = (1000, 1001)
     """Seeds of the pilot, none of which the grid may have."""
 

@@ -26,6 +26,7 @@ SHAPE = {
     "registration": {"seeds": [int], "hash": str},
     "cells": [{"row": str, "seed": int, "stage": str, "status": str, "scores": {str: object}}],
 }
+UNCHANGED = Times(1.0)
 SEPARATOR = "-rate"
 """Between the name of a row and the factor of its rate, in the names of the pilot's rows."""
 
@@ -37,9 +38,10 @@ def pilot_experiment(experiment: Experiment, tier: str) -> Experiment:
         if row.name == experiment.control:
             rows.append(row)
             continue
-        if RATE in row.overrides:
+        if not isinstance(row.overrides.get(RATE, UNCHANGED), Times):
             raise BadInput(
-                f"experiment {experiment.name}, row {row.name}: it has its own {RATE}, which the pilot chooses; remove it"
+                f"experiment {experiment.name}, row {row.name}: it has its own {RATE}, which the pilot chooses; remove it, or "
+                "write a multiple of the stage's"
             )
         rows += [_with_rate(row, factor, name=f"{row.name}{SEPARATOR}{factor:g}") for factor in settings.rates]
     tiers = {tier: dataclasses.replace(settings, rows=(), rates=(), looks=(), seeds=len(settings.pilot_seeds))}
@@ -191,8 +193,11 @@ def _largest_deviation(claim: Claim, metric: str, rows: Mapping[str, Any]) -> fl
 
 
 def _with_rate(row: Row, factor: float, name: str = "") -> Row:
-    label = f"{row.label}, {factor:g} times the rate" if name else row.label
-    return dataclasses.replace(row, name=name or row.name, label=label, overrides={**row.overrides, RATE: Times(factor)})
+    """Return a row with `factor` times its learning rate, which may itself be a multiple of the stage's."""
+    label, own = f"{row.label}, {factor:g} times the rate" if name else row.label, row.overrides.get(RATE, UNCHANGED)
+    assert isinstance(own, Times)
+    rate = Times(own.factor * factor)
+    return dataclasses.replace(row, name=name or row.name, label=label, overrides={**row.overrides, RATE: rate})
 
 
 def _pooled_deviation(groups: Iterable[Sequence[float]]) -> float | None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from eval.experiments import catalogue, grid_runner, pilot
-from eval.experiments.declaration import Experiment, Tier
+from eval.experiments.declaration import Experiment, Tier, Times
 from eval.experiments.grid import build_grid
 from eval.experiments.preregistration import registration_of
 from eval.experiments.workers import node_process
@@ -46,6 +46,11 @@ def test_a_pilot_has_each_row_at_each_rate_and_other_seeds() -> None:
     rates = {node.row: node.config.optim.lr for node in grid.nodes if node.stage == "pretrain"}
     assert rates == {"a-rate0.5": 5e-4, "a-rate2": 2e-3, "b-rate0.5": 5e-4, "b-rate2": 2e-3, "none": 1e-3}
     assert {node.seed for node in grid.nodes if node.row} == {1000, 1001}
+    # A row whose optimizer needs other rates has multiples of its own.
+    trial = pilot.pilot_experiment(declared(**with_row("b", **{"optim.lr": Times(0.1)})), "smoke")
+    grid = build_grid(trial, "smoke", FILES, parse_options, seeds=(1000,))
+    rates = {node.row: node.config.optim.lr for node in grid.nodes if node.stage == "pretrain"}
+    assert rates == pytest.approx({"a-rate0.5": 5e-4, "a-rate2": 2e-3, "b-rate0.5": 5e-5, "b-rate2": 2e-4, "none": 1e-3})
 
 
 def test_the_jobs_of_a_pilot_mount_the_volume_of_the_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
