@@ -39,6 +39,7 @@ COMMAND_LINES = {
     "train t5-nano --denoising.density 0.0": "--denoising.density 0.0: choose",
     "train xlnet-nano --permutation.longest 0": "--permutation.longest 0: choose",
     "train grpo --rollout.samples 1": "--rollout.samples 1: the rewards of a prompt's responses are compared .*; choose 2",
+    "train sft --distillation.on-policy 1.5": "--distillation.on-policy 1.5: choose a share from 0 ",
     "train grpo --rollout.temperature 0": "--rollout.temperature 0.0: responses are sampled; choose a number above 0",
     "train transformer-nano --data.target-length -1": "--data.target-length -1: choose",
     "train gpt-nano book.txt": "book.txt belongs to no option",
@@ -227,6 +228,7 @@ NUMBERS = """
 --selection.patience -1|--checkpoint.every -1|--checkpoint.keep -1|--mesh.slices -1
 --log.every 0|--data.weights 1 2|--log.validate-every -1|--log.samples 1001|--log.sinks comet|--mesh.fsdp -1|--mesh.tensor 0
 --mesh.data 0|--mesh.data -2|--devices 5000|--processes -1|--process -1|--engine xla|--objective next|--precision fp8
+--distillation.top-k -1|--distillation.temperature nan
 """
 DRAWS = """
 --temperature -1.0|--temperature nan|--temperature 1e-09|--top-k -1|--top-p 0.0|--top-p 1.1|--top-p nan|--min-p -0.1|--min-p 2.0
