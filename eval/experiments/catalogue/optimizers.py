@@ -14,7 +14,7 @@ RATES = (0.25, 0.5, 1.0, 2.0, 4.0)
 def optimizers() -> Experiment:
     """Return the experiment. All rows read the same tokens; a pilot chooses the learning rate of each.
 
-    There is no weight decay: it is multiplied by the rates, which differ a thousandfold. All other numbers are the defaults.
+    There is no weight decay: it is multiplied by the rates, which differ by up to 300 times. All other numbers are the defaults.
     """
     rows = (
         _row("adamw", "AdamW"),
