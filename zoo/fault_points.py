@@ -26,6 +26,7 @@ POINTS = {
     "train.compile": "the first step is about to be compiled",
     "train.step": "a step was dispatched",
     "train.rollout": "the responses to a batch are about to be sampled",
+    "train.respond": "a student is about to sample responses to a batch",
     "train.judge": "the responses to a batch are sampled and about to be judged",
     "train.validate": "a validation begins",
     "train.save": "a checkpoint is due; its rows are not synced yet",

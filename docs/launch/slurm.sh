@@ -24,7 +24,7 @@ code=0
 srun --kill-on-bad-exit=1 bash -c '
     exec zoo train gpt3-175b --name gpt3-13b \
         --model.layers 40 --model.width 5120 --model.heads 40 --model.ffn 20480 \
-        --mesh.fsdp 64 --mesh.tensor 1 --data.batch 512 --accumulate 1 \
+        --mesh.fsdp 64 --mesh.tensor 1 --data.batch 512 --data.ramp --accumulate 1 \
         --data.paths corpus/ --tokenizer.path tokenizer/ \
         --processes "$SLURM_NTASKS" --process "$SLURM_PROCID" --coordinator "$COORDINATOR"
 ' || code=$?

@@ -16,7 +16,8 @@ from benchmarks.step import programs
 from zoo import configs
 
 SMALL: dict[str, Any] = {"batch": 2, "length": 8}
-NUMBERS = {"vocab": 131, "layers": 2, "decoder_layers": 2, "width": 32, "heads": 2, "head": 16, "ffn": 64, "context": 16}
+NUMBERS = {"vocab": 131, "layers": 2, "decoder_layers": 2, "width": 32, "heads": 2, "kv_heads": 2, "head": 16, "ffn": 64}
+NUMBERS |= {"context": 16}
 OPTIONS = {"xla_backend_optimization_level": 0}
 
 

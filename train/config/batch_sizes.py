@@ -71,7 +71,7 @@ def batch_sizes(batch: int, ramp: Sequence[str] = (), length: int = 1) -> BatchS
         BadInput: an item is not ROWS@TOKENS, or rows or tokens do not grow.
     """
     items = [_parse_item(text) for text in ramp]
-    fix = f"rows and tokens must grow from item to item, up to --data.batch {batch}; choose such numbers, or none"
+    fix = f"rows and tokens must grow from item to item, up to --data.batch {batch}; choose such numbers, or an empty --data.ramp"
     for (rows, tokens), (more_rows, more_tokens) in itertools.pairwise([*items, (batch, float("inf"))]):
         require(rows < more_rows and tokens < more_tokens, "data.ramp", " ".join(ramp), fix)
     stages, step, example = [], 0, 0

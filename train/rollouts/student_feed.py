@@ -85,7 +85,7 @@ class StudentFeed(Feed):
         return self._metrics
 
     def _sampled(self, step: int, state: Any) -> Batch:
-        fault_point("train.rollout")
+        fault_point("train.respond")
         source = self._source
         rows = [source.data.rows.row(number) for number in self.rows_of(step).tolist()]
         examples = (step * len(rows) + np.arange(len(rows))) % (1 << 32)
