@@ -238,7 +238,7 @@ def rollout_arguments(run: run_config.Run, mesh: Mesh) -> dict[str, Any]:
     prompt = 1 if models.model(run.model).is_encoder_decoder else max(1, run.data.length - tokens)
     on_one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
     arguments = {"cache": _cache(run, mesh, params, cache_slots(prompt, tokens))}
-    if on_one_cpu or run.precision != "float32" or run.has_frozen:
+    if on_one_cpu or run.precision != "float32" or run.has_frozen or run.width_transfer:
         arguments["weights"] = params
     return arguments
 

@@ -36,15 +36,16 @@ def run_eval(path: str, *, step: int | None, batch: int, stride: int, mesh: run_
     folder, devices = RunDir(path), device_mesh.make_mesh(mesh)
     require(batch >= 1, "batch", batch, "choose 1 or more rows")
     # Batches are padded to a size that the mesh divides, so only the model can fail to divide.
-    cfg = dataclasses.replace(cfg, accumulate=1, engine="jit", data=dataclasses.replace(cfg.data, ramp=()))
+    cfg = dataclasses.replace(cfg, accumulate=1, engine="jit")
     rows = device_mesh.round_up_rows(devices, 1) * cfg.repeat
-    device_mesh.check_mesh(dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, batch=rows)), devices)
+    device_mesh.check_mesh(dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, batch=rows, ramp=())), devices)
     require(0 <= stride <= cfg.data.length, "stride", stride, f"choose 1 to {cfg.data.length} tokens, or 0 for half a row")
     model, data = models.model(cfg.model), run_inputs.read_inputs(cfg, folder, caches.cache_dir() / "text")
     quiet, cache = jax.process_index() != 0, caches.cache_dir() / "reference"
     with ProgressBar("computing the reference", "batches", before="compiling", late=True, quiet=quiet) as progress:
         # A reward model that judges responses computes batches of this size.
-        of_batch = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, batch=device_mesh.round_up_rows(devices, batch)))
+        scored = dataclasses.replace(cfg.data, batch=device_mesh.round_up_rows(devices, batch), ramp=())
+        of_batch = dataclasses.replace(cfg, data=scored)
         data = objectives.objective(cfg.objective).extend_scored_inputs(of_batch, devices, data, cache, progress=progress)
     with ProgressBar(f"loading {folder.path}", quiet=quiet):
         params, _, meta = restore_params(folder.path, cfg, devices, step)

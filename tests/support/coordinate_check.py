@@ -43,7 +43,7 @@ Change = Callable[[str, LeafFactors], LeafFactors]
 
 
 def model_of_width(family: str, width: int) -> Model:
-    """Return a small model of two layers whose heads have the same size at every width."""
+    """Return a small model of one layer, or one of each kind, whose heads have the same size at every width."""
     fields = {"head": HEAD, "kv_heads": width // HEAD // 2, "tied": family != "gpt_oss" and family != "llama"}
     own = {field.name for field in dataclasses.fields(small(family).config)}
     changes = {name: value for name, value in fields.items() if name in own}

@@ -56,6 +56,11 @@ def test_a_run_whose_batches_grow_is_counted_and_continues_after_a_kill_and_in_a
     states = [run.state() for run in (forked, reference)]
     assert not [path for path in states[0] if states[0][path].tobytes() != states[1][path].tobytes()]
     assert call(capsys, "audit", "runs/reference", "--steps", "0").code == 0
+    scored = dict(line.split() for line in call(capsys, "eval", "runs/reference").stdout.splitlines())
+    assert float(scored["loss"]) == pytest.approx(json.loads((reference.folder / "scores.json").read_text())["loss"], abs=1e-5)
+    # The stored numbers of a teacher are those of the rows of each step.
+    student = train("student", "--distillation.teacher", "runs/reference", *words("--distillation.top-k 4 --steps 5"))
+    assert [len(row["rows"]) for row in student.ledger()] == SIZES[:5]
     shown = call(capsys, "data", "inspect", "gpt-nano", *FLAGS, "--first", "9", "--rows", "1")
     assert f"step 4, place 1; row {ledger[4]['rows'][1]:,} of" in shown.stdout
 
@@ -66,9 +71,9 @@ REFUSED = {
     "gpt-nano --data.ramp 4@1.5": "--data.ramp 4@1.5: choose ROWS@TOKENS",
     "gpt-nano --data.ramp 8@100 4@200": "--data.ramp 8@100 4@200: rows and tokens must grow from item to item",
     "gpt-nano --data.ramp 4@200 8@100": "--data.ramp 4@200 8@100: rows and tokens must grow",
-    "gpt-nano --data.ramp 64@100": "--data.ramp 64@100: rows and tokens must grow from item to item, up to --data.batch 16;",
+    "gpt-nano --data.ramp 64@100": "--data.batch 16: the ramp begins with 64 rows; choose more, or an empty --data.ramp",
     "gpt-nano --data.batch 16 --accumulate 4 --data.ramp 10@100": "--data.ramp 10@100: 10 rows do not divide into 3 "
-    "micro-batches, of at most 4 rows; choose a multiple of 3",
+    "micro-batches, of at most 4 rows; choose a multiple of 4",
     "gpt-nano --data.ramp 4@100 --engine pmap": "--data.ramp 4@100: pmap has batches of one size",
     "xlnet-nano --data.ramp 4@100": "there is no option --data.ramp",
     "grpo --data.ramp 4@100": "there is no option --data.ramp",

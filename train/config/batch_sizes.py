@@ -71,6 +71,8 @@ def batch_sizes(batch: int, ramp: Sequence[str] = (), length: int = 1) -> BatchS
         BadInput: an item is not ROWS@TOKENS, or rows or tokens do not grow.
     """
     items = [_parse_item(text) for text in ramp]
+    if items and batch <= items[0][0]:
+        raise BadInput(f"--data.batch {batch}: the ramp begins with {items[0][0]} rows; choose more, or an empty --data.ramp")
     fix = f"rows and tokens must grow from item to item, up to --data.batch {batch}; choose such numbers, or an empty --data.ramp"
     for (rows, tokens), (more_rows, more_tokens) in itertools.pairwise([*items, (batch, float("inf"))]):
         require(rows < more_rows and tokens < more_tokens, "data.ramp", " ".join(ramp), fix)

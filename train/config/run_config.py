@@ -352,8 +352,9 @@ class Run(Generic[Model, Options, DataOptions]):
             return
         for rows in (stage.rows for stage in self.data.sizes.stages):
             parts = self.micro_batches(rows)
-            fix = f"{rows} rows do not divide into {parts} micro-batches, of at most {self.data.batch // self.accumulate} rows; "
-            require(rows % parts == 0, "data.ramp", ramp, f"{fix}choose a multiple of {parts}")
+            micro = self.data.batch // self.accumulate
+            fix = f"{rows} rows do not divide into {parts} micro-batches, of at most {micro} rows; choose a multiple of {micro}"
+            require(rows % parts == 0, "data.ramp", ramp, fix)
         fix = f"the rows of a {self.objective} run depend on the size of its batches, which must be the same; leave it out"
         require(not isinstance(self.options, PermutationOptions | RolloutOptions), "data.ramp", ramp, fix)
         require(self.engine == "jit", "data.ramp", ramp, "pmap has batches of one size; leave it out, or choose --engine jit")

@@ -31,7 +31,7 @@ def base_config(model: Any, base: str) -> Any:
     family, names = configs.family_of(model), {field.name for field in dataclasses.fields(model)}
     fix = f"the rules are for the families of the zoo, and {family} is not one of them; leave it out"
     require(family in configs.families(), "width_transfer", base, fix)
-    if base.isdecimal() and len(base) <= LONGEST:
+    if base.isascii() and base.isdecimal() and len(base) <= LONGEST:
         return dataclasses.replace(model, **_in_proportion(model, int(base)))
     owner, size = configs.find_size(base)
     require(owner == family, "width_transfer", base, f"it is a {owner}; choose a size of {family}, or a width")
@@ -75,11 +75,12 @@ def _in_proportion(model: Any, width: int) -> dict[str, int]:
     Raises:
         BadInput: one of them is not a whole number.
     """
+    require(width > 0, "width_transfer", width, "choose a width of 1 or more")
     values = {}
     for name in WIDTHS:
         if not (own := getattr(model, name, 0)):
             continue
         values[name], rest = divmod(own * width, model.width)
         fix = f"{name} {own} of width {model.width} would not be a whole number in proportion; choose another width"
-        require(width > 0 and not rest, "width_transfer", width, fix)
+        require(not rest, "width_transfer", width, fix)
     return values

@@ -55,7 +55,8 @@ def schedule_free(b1: float) -> optax.GradientTransformationExtraArgs:
     """Return the link that makes the optimizer before it schedule-free (Defazio et al. 2024, algorithm 1).
 
     The updates are added to z, each z counts in the average x by the square of its learning rate `lr`, and the parameters become
-    (1 - b1) z + b1 x. `optax.contrib.schedule_free` computes x from y and z, and the learning rate from its own count.
+    (1 - b1) z + b1 x. `optax.contrib.schedule_free` computes x from y and z, and the learning rate from its own count. As there,
+    the bias correction of the second moment is in the updates; in the algorithm it is in the rate, and so in the weights of z.
     """
 
     def init(params: Any) -> ScheduleFreeState:

@@ -50,6 +50,9 @@ def check_run(run: Run) -> None:
     run.options.check_run(run)
     fix = f"the loss of {run.objective} has no log-normalizer over the vocabulary; leave it out"
     require(not run.z_loss or objective(run.objective).has_normalizer(), "z_loss", run.z_loss, fix)
+    fix = "it is a part of the loss of the tokens, whose weight --distillation.targets is 0; leave it out"
+    targets = getattr(getattr(run.options, "distillation", None), "targets", 1.0)
+    require(not run.z_loss or targets > 0, "z_loss", run.z_loss, fix)
     fix = f"{run.objective} computes its loss without one; leave it out"
     has_use = not run.teacher or objective(run.objective).learns_from_teacher()
     require(has_use, "distillation.teacher", run.teacher, fix)

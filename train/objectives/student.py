@@ -245,10 +245,11 @@ class _StoredFeed(Feed):
 
     def __init__(self, source: FeedSource, stream: Iterator[Batch]) -> None:
         super().__init__(source.batches, stream)
-        self._teacher, self._local = source.data.teacher, source.local
+        self._teacher, self._local_rows = source.data.teacher, source.batches.local_rows
 
     def batch(self, step: int, state: Any) -> Batch:
-        return dataclasses.replace(super().batch(step, state), extra=self._teacher.numbers(self.rows_of(step)[self._local]))
+        rows = self.rows_of(step)[self._local_rows(step)]
+        return dataclasses.replace(super().batch(step, state), extra=self._teacher.numbers(rows))
 
 
 @contextlib.contextmanager

@@ -88,18 +88,19 @@ class StudentFeed(Feed):
         fault_point("train.respond")
         source = self._source
         rows = [source.data.rows.row(number) for number in self.rows_of(step).tolist()]
-        examples = (step * len(rows) + np.arange(len(rows))) % (1 << 32)
+        examples = (source.run.data.sizes.examples(step) + np.arange(len(rows))) % (1 << 32)
+        local_rows = source.batches.local_rows(step)
         params = self._sampler.decoding_params(self._cast(source.params(state)))
         numbers = np.stack([examples, np.zeros_like(examples)]).astype(np.uint32)
         responses: Responses = self._sampler.sample(params, [self._prompt_of(row) for row in rows], numbers)
         mean_length, unended = float(responses.lengths.mean()), float(1 - responses.ended.mean())
         self._metrics = FeedMetrics({"response_length": mean_length, "unended_share": unended}, {})
         rng = np.random.default_rng(0)  # These rows have no random targets.
-        local = [self._with_response(rows[at], responses.ids(at)) for at in source.local.tolist()]
+        local = [self._with_response(rows[at], responses.ids(at)) for at in local_rows.tolist()]
         fields: dict[str, Any] = jax.tree.map(
             lambda *arrays: np.stack(arrays), *(self._build(rng, row, source.run.data.length) for row in local)
         )
-        return Batch(**fields, index=examples[source.local].astype(np.uint32))
+        return Batch(**fields, index=examples[local_rows].astype(np.uint32))
 
 
 def is_on_policy(seed: int, step: int, share: float) -> bool:

@@ -80,6 +80,10 @@ class Batches:
         first = self._sizes.examples(step)
         return np.array([self.use(first + offset).row for offset in range(self._sizes.rows(step))], np.int64)
 
+    def local_rows(self, step: int) -> Int64[np.ndarray, " local"]:
+        """Return the offsets of this process's rows within the global batch of a step."""
+        return self._local[self._sizes.rows(step)]
+
     def shapes(self) -> Batch:
         """Return the shapes and dtypes of a global batch of `batch` rows."""
         example = _stack([self._example(0)], np.zeros(1, np.int64))
@@ -103,7 +107,7 @@ class Batches:
 
     def batch(self, step: int) -> Batch:
         """Return this process's part of the batch of a step."""
-        numbers = self._sizes.examples(step) + self._local[self._sizes.rows(step)]
+        numbers = self._sizes.examples(step) + self.local_rows(step)
         return _stack([self._example(number) for number in numbers.tolist()], numbers)
 
     def _example(self, number: int) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from zoo.errors import BadInput
 END_OF_TEXT = "<|endoftext|>"
 LLAMA_BEGIN = "<|begin_of_text|>"
 """The token before every text of Llama 3, whose template adds it."""
-ENDS = (END_OF_TEXT, "<|end_of_text|>")
-"""Names of the token after a document: that of GPT-2, Qwen3, SmolLM2 and gpt-oss, and that of Llama 3 and SmolLM3."""
-TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|return|>")
+ENDS = (END_OF_TEXT, "<|end_of_text|>", "<|bos|>")
+"""Names of the token after a document: that of GPT-2, Qwen3, SmolLM2 and gpt-oss, that of Llama 3 and SmolLM3, and that of
+nanochat, which is before each document."""
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|return|>", "<|assistant_end|>")
 """Tokens that end an answer in a conversation; models that were fine-tuned on conversations have them as `eos_token`."""
 BERT = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 """Names in BERT's and ModernBERT's released vocabularies; in those trained here they have the ids 0 to 4 in this order."""

@@ -36,7 +36,9 @@ def split_phases(name: str, args: list[str]) -> tuple[list[Phase], int]:
     from train import recipes
     from train.run.run_identity import flat_options
 
-    names = [name, *(word for option, words in options if option == OPTION for word in words[1:])]
+    # The name of the first one may be joined to the option.
+    given = [word for option, words in options if option == OPTION for word in (words[0].partition("=")[2], *words[1:])]
+    names = [name, *filter(None, given)]
     if len(names) == 1:
         raise BadInput(f"{OPTION}: no recipe is named; name those that follow, as --phases NEXT NEXT")
     repeated = next((name for number, name in enumerate(names) if name in names[:number]), "")
@@ -59,6 +61,8 @@ def split_phases(name: str, args: list[str]) -> tuple[list[Phase], int]:
             raise BadInput(f"{option}: all phases have one; write --{option.partition('.')[2]}")
         if phase != name and phase and field == "init":
             raise BadInput(f"{option}: it is the phase before; leave it out")
+        if phase != name and phase and field == "fork":
+            raise BadInput(f"{option}: a phase begins with new moments, and a fork continues a run; give it a command of its own")
         if phase:
             own[phase] += [f"--{words[0].removeprefix(f'--{phase}.')}", *words[1:]]
         elif field == "steps":
@@ -85,6 +89,7 @@ def check_phases(runs: Sequence[Any], steps: int) -> None:
         BadInput: the steps of the phases are not `steps` together, a phase has another model than the one before it, or its files
             do not exist.
     """
+    from train import objectives
     from train.run.run_dir import RunDir
     from train.weights.pretrained_config import check_body
 
@@ -96,7 +101,8 @@ def check_phases(runs: Sequence[Any], steps: int) -> None:
         if type(run.model) is not type(before.model):
             raise BadInput(f"{OPTION} {run.recipe}: another model family than that of {before.recipe}; choose one of the same")
         check_body(run, before.model)
-        early_checks.check_inputs(dataclasses.replace(run, init="", fork=0), RunDir.of(run))
+        objectives.check_run(run)
+        early_checks.check_inputs(dataclasses.replace(run, init=""), RunDir.of(run))
 
 
 def _grouped(args: Sequence[str]) -> list[tuple[str, list[str]]]:

@@ -58,7 +58,7 @@ def student() -> Experiment:
         name="student",
         question="Does a decoder learn more from the same text with a larger teacher, and by which divergence?",
         source=f"{HINTON}; {AGARWAL}; {WU}",
-        scale="Students of {parameters} parameters and {tokens} tokens, a teacher of four times the size; the papers: 77M to 7B "
+        scale="Students of {parameters} parameters and {tokens} tokens, a teacher of six times the size; the papers: 77M to 7B "
         "parameters, fine-tuned",
         rows=rows,
         control="fresh",

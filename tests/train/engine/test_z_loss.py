@@ -11,6 +11,7 @@ from jax.tree_util import Partial
 
 from tests.support import tiny
 from train import recipes
+from train.config.run_config import Tokenizer
 from train.engine import losses
 from train.engine.losses import SoftLoss, target_and_distillation_losses, token_losses
 from train.inputs import synthetic_batch
@@ -112,7 +113,8 @@ def test_with_a_teacher_it_is_that_of_the_student() -> None:
 
 @pytest.mark.parametrize("name", ["causal", pytest.param("masked", marks=pytest.mark.full)])
 def test_objectives_of_tokens_have_it(name: str) -> None:
-    run = tiny.run(name) if name == "causal" else tiny.run(name, model=dataclasses.replace(BERT, task="masked"))
+    changes = {"model": dataclasses.replace(BERT, task="masked"), "tokenizer": Tokenizer(kind="wordpiece", vocab=BERT.vocab)}
+    run = tiny.run(name, **(changes if name == "masked" else {}))
     run = synthetic_batch.resolve_config(dataclasses.replace(run, precision="float32"))
     shapes, net, kind = synthetic_batch.batch(run), model(run.model), objective(run.objective)
     batch = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes)
@@ -132,3 +134,11 @@ def test_objectives_without_it_refuse_it(recipe: str) -> None:
     run = dataclasses.replace(recipes.recipe_run(recipe, ""), z_loss=1e-4)
     with pytest.raises(BadInput, match=f"--z-loss 0.0001: the loss of {run.objective} has no log-normalizer over the vocabulary"):
         check_run(run)
+
+
+def test_a_loss_of_tokens_without_weight_refuses_it() -> None:
+    run = recipes.recipe_run("gpt-nano", "")
+    teacher = dataclasses.replace(run.options.distillation, teacher="x", targets=0.0)
+    options = dataclasses.replace(run.options, distillation=teacher)
+    with pytest.raises(BadInput, match=r"--z-loss 0.0001: it is a part of the loss of the tokens, whose weight"):
+        check_run(dataclasses.replace(run, options=options, z_loss=1e-4))

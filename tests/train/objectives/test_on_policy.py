@@ -243,7 +243,7 @@ def test_the_last_response_of_a_conversation_is_sampled_and_what_is_before_it_st
 def test_a_run_ends_with_the_same_bits_when_it_is_stopped(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Half of the batches are sampled; the teacher has more layers, and pmap samples the same responses."""
+    """Half of the batches are sampled; the teacher has more layers, and pmap samples the same responses. Then batches grow."""
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
     lines = [{"prompt": f"{n}=", "completion": f"{n % 7}"} for n in range(40)]
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -281,6 +281,8 @@ def test_a_run_ends_with_the_same_bits_when_it_is_stopped(
     assert ["rollout" in row for row in trained] == sampled and 0 < sum(sampled) < 6
     parallel = [row["loss"] for row in train("pmap", engine="pmap") if row["kind"] == "train"]
     assert parallel == pytest.approx([row["loss"] for row in trained], rel=1e-4)
+    growing = train("growing", data=dataclasses.replace(run.data, ramp=("8@400",)))
+    assert [row["tokens"] for row in growing if row["kind"] == "train"] == [128, 256, 384, 512, 768, 1024]
 
 
 # --- Refusals -------------------------------------------------------------------------------------------------------------------
