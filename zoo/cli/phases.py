@@ -37,8 +37,8 @@ def split_phases(name: str, args: list[str]) -> tuple[list[Phase], int]:
     from train.run.run_identity import flat_options
 
     # The name of the first one may be joined to the option.
-    given = [word for option, words in options if option == OPTION for word in (words[0].partition("=")[2], *words[1:])]
-    names = [name, *filter(None, given)]
+    following = [word for option, words in options if option == OPTION for word in (words[0].partition("=")[2], *words[1:])]
+    names = [name, *filter(None, following)]
     if len(names) == 1:
         raise BadInput(f"{OPTION}: no recipe is named; name those that follow, as --phases NEXT NEXT")
     repeated = next((name for number, name in enumerate(names) if name in names[:number]), "")
