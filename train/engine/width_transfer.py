@@ -1,7 +1,7 @@
 """Width transfer: constants by which a model trains at the learning rate of a narrower one, its base.
 
 The rules are those of the maximal update parametrization, muP (Yang and Hu 2021, table 3), and for depth those of CompleteP (Dey
-et al. 2025, table 1, alpha = 1). Let r be the number of inputs of a kernel over that in the base, and m the number of layers over
+et al. 2025, alpha = 1). Let r be the number of inputs of a kernel over that in the base, and m the number of layers over
 that in the base. Relative to the base, with an optimizer such as Adam,
 
 | leaf | standard deviation | learning rate |
@@ -13,10 +13,9 @@ that in the base. Relative to the base, with an optimizer such as Adam,
 and logits of a tied table are multiplied by 1/r, and what a layer adds to the residual stream by 1/m.
 
 The optimizer keeps its rates. An update of Adam does not depend on the size of the gradient, so a leaf that is its trained value
-times a constant has the rate of that constant (lemma J.1 of the same paper). The weight decay, a share of the trained value, is
-that of the base. One constant for each leaf therefore makes a pure function from trained parameters to those of the model, whose
-forward pass and exports know nothing of it. The multiplier of tied logits is that of the last norm before them, which nothing
-else reads.
+times a constant has the rate of that constant. The weight decay, a share of the trained value, is that of the base. One constant
+for each leaf therefore makes a pure function from trained parameters to those of the model, whose forward pass and exports know
+nothing of it. The multiplier of tied logits is that of the last norm before them, which nothing else reads.
 """
 
 import dataclasses
