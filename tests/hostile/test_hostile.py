@@ -173,7 +173,9 @@ MISTAKES: dict[Callable[[], Any], str] = {
 @pytest.mark.planted(len(MISTAKES))
 def test_everything_that_a_command_must_not_do_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matrix, "IDLE", 2.0)
-    monkeypatch.setattr(canary, "CPU_SECONDS", 5)
+    monkeypatch.setattr(canary, "CPU_SECONDS", 8)
+    # Where memory is scarce, filling two gigabytes takes longer than that.
+    monkeypatch.setattr(matrix, "LARGEST_RSS", 1 << 30)
     case = Case("a mistake of a command", "code", "run", lambda place: None, ())
     commands = [Command("run", "evil", act=act, code=2 if act in (_advise, _two_lines) else 0) for act in MISTAKES]
     for result in matrix.run_all([Trial(command, case) for command in commands], JOBS):

@@ -137,7 +137,7 @@ def test_a_base_is_a_size_or_a_width() -> None:
     assert (base.width, base.heads, base.layers, base.vocab) == (768, 12, 12, size.vocab)
     for config, name, message in (
         (gpt, "12", "heads 4 of width 32 would not be a whole number in proportion"),
-        (gpt, "0", "choose another width"),
+        (gpt, "0", "choose a width of 1 or more"),
         (gpt, "bert-base-uncased", "it is a bert; choose a size of gpt"),
         (gpt, "gpt2", "its heads have head 64 and those of the model 8"),
         (small("bert", width=768, heads=12).config, "bert-base-uncased", "no rule of depth for norms after sub-layers"),

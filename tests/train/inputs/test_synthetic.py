@@ -59,7 +59,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def with_data(run: run_config.Run, files: Path) -> run_config.Run:
     """A recipe on those files, with few rows in a batch."""
     length = max(32, run.data.length)
-    data = dataclasses.replace(run.data, batch=ROWS, length=length, valid_paths=(), valid_fraction=0.4)
+    data = dataclasses.replace(run.data, batch=ROWS, ramp=(), length=length, valid_paths=(), valid_fraction=0.4)
     # The recipes for sums have a model too small for these texts.
     wider = {"context": length} if getattr(run.model, "context", None) in range(length) else {}
     model = dataclasses.replace(run.model, vocab=max(512, run.model.vocab), **wider)
