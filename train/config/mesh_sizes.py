@@ -121,17 +121,13 @@ def check_rows(run: Run, sizes: Mapping[str, int]) -> None:
     """
     rows = row_devices(sizes)
     axes = " x ".join(axis for axis in BATCH if axis != "expert" or sizes[axis] > 1)
-    micro = run.data.batch // run.accumulate
-    parts = f" (of each of {run.accumulate} micro-batches)" if run.accumulate > 1 else ""
-    fix = f"{micro} rows{parts} do not divide over {axes} = {rows} devices"
-    require(micro % rows == 0, "data.batch", run.data.batch, f"{fix}; choose a multiple of {rows * run.accumulate}")
-    for stage in run.data.sizes.stages:
+    for stage in reversed(run.data.sizes.stages):
         number = run.micro_batches(stage.rows)
         parts = f" (of each of {number} micro-batches)" if number > 1 else ""
-        fix = (
-            f"{stage.rows // number} rows{parts} do not divide over {axes} = {rows} devices; choose a multiple of {rows * number}"
-        )
-        require(stage.rows % (rows * number) == 0, "data.ramp", " ".join(run.data.ramp), fix)
+        fix = f"{stage.rows // number} rows{parts} do not divide over {axes} = {rows} devices"
+        largest = stage.rows == run.data.batch
+        key, value = ("data.batch", run.data.batch) if largest else ("data.ramp", " ".join(run.data.ramp))
+        require(stage.rows % (rows * number) == 0, key, value, f"{fix}; choose a multiple of {rows * number}")
 
 
 def check_positions(run: Run, sizes: Mapping[str, int]) -> None:

@@ -156,15 +156,8 @@ def target_and_distillation_losses(
     chunk: int = 0,
 ) -> tuple[Float[Array, "B P"], Float[Array, "B P"]]:
     """Return (`token_losses` of the student, `distillation_losses`), for which its logits are computed once."""
-
-    def losses(heads: tuple[Callable[[Array], Array], Callable[[Array], Array]], *arrays: Array) -> Array:
-        (student, teacher), (hidden, teacher_hidden, targets) = heads, arrays
-        logits = student(hidden).astype(jnp.float32)
-        nats = _cross_entropy(logits, targets, vocabulary, smoothing, z_loss)
-        return jnp.stack([nats, soft(logits, teacher(teacher_hidden).astype(jnp.float32))], axis=-1)  # [B, P, 2]
-
-    both = _by_chunks(losses, (student, teacher), hidden, teacher_hidden, targets, chunk=chunk)
-    return both[..., 0], both[..., 1]
+    sizes: dict[str, Any] = {"vocabulary": vocabulary, "smoothing": smoothing, "z_loss": z_loss, "chunk": chunk}
+    return _targets_and_divergences(soft, (student, teacher), (hidden, teacher_hidden), targets, **sizes)
 
 
 def target_and_stored_losses(
@@ -181,15 +174,8 @@ def target_and_stored_losses(
     chunk: int = 0,
 ) -> tuple[Float[Array, "B P"], Float[Array, "B P"]]:
     """Return (`token_losses` of the student, its divergences from the `most_probable` tokens of a teacher)."""
-
-    def losses(heads: tuple[Callable[[Array], Array]], *arrays: Array) -> Array:
-        hidden, targets, ids, log_probs = arrays
-        logits = heads[0](hidden).astype(jnp.float32)
-        nats = _cross_entropy(logits, targets, vocabulary, smoothing, z_loss)
-        return jnp.stack([nats, soft.from_most_probable(logits, ids, log_probs)], axis=-1)  # [B, P, 2]
-
-    both = _by_chunks(losses, (student,), hidden, targets, ids, log_probs, chunk=chunk)
-    return both[..., 0], both[..., 1]
+    sizes: dict[str, Any] = {"vocabulary": vocabulary, "smoothing": smoothing, "z_loss": z_loss, "chunk": chunk}
+    return _targets_and_divergences(soft.from_most_probable, (student,), (hidden,), targets, ids, log_probs, **sizes)
 
 
 def most_probable(
@@ -207,6 +193,29 @@ def most_probable(
         return jnp.concatenate([ids.astype(jnp.float32), log_probs, others[..., None]], axis=-1)
 
     return _by_chunks(numbers, (teacher,), hidden, chunk=chunk)
+
+
+def _targets_and_divergences(
+    divergence: Callable[..., Array],
+    heads: tuple[Callable[[Array], Array], ...],
+    hidden: tuple[Array, ...],
+    targets: Array,
+    *others: Array,
+    vocabulary: int,
+    smoothing: float,
+    z_loss: float,
+    chunk: int,
+) -> tuple[Array, Array]:
+    """Return the `token_losses` of the first head, and `divergence` of the logits of all heads and of `others`, both [B, P]."""
+
+    def losses(heads: tuple[Callable[[Array], Array], ...], *arrays: Array) -> Array:
+        states, (targets, *others) = arrays[: len(heads)], arrays[len(heads) :]
+        logits = [head(x).astype(jnp.float32) for head, x in zip(heads, states, strict=True)]
+        nats = _cross_entropy(logits[0], targets, vocabulary, smoothing, z_loss)
+        return jnp.stack([nats, divergence(*logits, *others)], axis=-1)  # [B, P, 2]
+
+    both = _by_chunks(losses, heads, *hidden, targets, *others, chunk=chunk)
+    return both[..., 0], both[..., 1]
 
 
 def _cross_entropy(logits: Array, targets: Array, vocabulary: int, smoothing: float, z_loss: float) -> Array:
