@@ -61,7 +61,7 @@ def ettin_decoder_17m() -> Run:
     Command: zoo train ettin-decoder-17m --data.paths corpus.jsonl --tokenizer.path FOLDER_WITH_ETTIN_TOKENIZER_JSON
     Hardware: meant for accelerators; it was trained on four H100 for 6 days (pretraining/README.md).
     Time: not measured (no such hardware available).
-    Expect: not measured. The next phases: ettin-decoder-17m-context --init RUN, then ettin-decoder-17m-decay --init RUN.
+    Expect: not measured. The next phases: --phases ettin-decoder-17m-context ettin-decoder-17m-decay.
     """
     data = CausalData(length=1_024, batch=4_608, ramp=linear_ramp(576, 4_608, 125 * 10**9, unit=576), rows="packed")
     run = _published("ettin-decoder-17m", data, data.steps_of(1_700e9), lr=3e-3)

@@ -118,7 +118,7 @@ def modernbert_large() -> Run:
     Command: zoo train modernbert-large --data.paths corpus.jsonl --tokenizer.path FOLDER_WITH_MODERNBERT_TOKENIZER_JSON
     Hardware: meant for many accelerators: a step is 5 million tokens; with --accumulate it fits on fewer.
     Time: not measured (no such hardware available).
-    Expect: not measured. Its last 800 billion tokens: --init RUN --optim.lr 5e-5 --optim.warmup 0 --steps 158530 --data.ramp.
+    Expect: not measured. Its last 800 billion tokens: --init RUN --optim.lr 5e-5 --optim.warmup 0 --data.ramp --steps 158530.
     """
     return _first_phase("modernbert-large", "modernbert-large", 900e9, 4_928, lr=5e-4, warmup=2e9, ramp=10**10, unit=448)
 
@@ -183,7 +183,7 @@ def ettin_17m() -> Run:
     Command: zoo train ettin-17m --data.paths corpus.jsonl --tokenizer.path FOLDER_WITH_MODERNBERT_TOKENIZER_JSON
     Hardware: meant for accelerators; all three phases took 141 hours on four H100 (pretraining/README.md).
     Time: not measured (no such hardware available).
-    Expect: not measured. The next phases: ettin-17m-context --init RUN, then ettin-17m-decay --init RUN.
+    Expect: not measured. The next phases: --phases ettin-17m-context ettin-17m-decay.
     """
     size, ramp = "ettin-encoder-17m", 125 * 10**9
     run = _first_phase("ettin-17m", size, 1_700e9, 4_608, lr=3e-3, warmup=4e9, ramp=ramp, unit=576, weight_decay=3e-4)

@@ -12,7 +12,7 @@ def nanochat_nano() -> Run:
 
     Command: zoo train nanochat-nano
     Hardware: 2 CPU cores, float32.
-    Time: 54 seconds of processor time on two cores at 311 GFLOP/s of float32 matrix products.
+    Time: 80 seconds at 311 GFLOP/s of float32 matrix products.
     Expect: 2.23 bits per byte on the held-out chapters.
     """
     model = configs.find_size("nanochat-nano")[1].config

@@ -1,4 +1,4 @@
-"""nanochat: a causal decoder of one dial, its depth; the width is 64 times that, and heads have 128 dimensions.
+"""nanochat: a causal decoder whose sizes follow from its depth: a width of 64 times the depth, and heads of 128 dimensions.
 
 Sources: karpathy/nanochat at b8076dd (October 2025), `nanochat/gpt.py` and `scripts/base_train.py`, and
 `configuration_nanochat.py` of `transformers` 5.24, whose defaults are those of absent keys. Later versions of the repository are
