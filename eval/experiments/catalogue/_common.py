@@ -54,11 +54,12 @@ TRANSLATE = Stage(
     name="translate",
     recipe="finetune-text-to-text",
     after="pretrain",
-    overrides={**multi30k_pairs("de", "en"), "data.length": 64, "data.batch": 16},
+    overrides={**multi30k_pairs("de", "en"), "data.length": 96, "data.batch": 16, "labelled.truncate": True},
     seconds=10.0,
 )
 """Fine-tuning on short descriptions, German to English: a model that is pretrained on English has half of the task learned. It is
-judged by the loss of the targets, which all architectures have."""
+judged by the loss of the targets, which all architectures have. With 512 tokens of English, 0.6% of the German sources have more
+than 96 tokens, and 10% more than 64."""
 TRANSLATE_NANO: Options = {"steps": 800, "log.validate_every": 200, "checkpoint.every": 400}
 TRANSLATE_SMOKE: Options = {"steps": 10, "log.validate_every": 5}
 
