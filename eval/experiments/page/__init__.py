@@ -40,6 +40,10 @@ DIFFERENCES = (
     "A difference is the mean of the row minus that of its reference: left of 0 the row is lower, whatever the claim says. A "
     "verdict also depends on the other claims (Holm), and so need not agree with an interval."
 )
+DOMAINS = (
+    "The same differences in each domain of the held-out items, which the names of their files begin with. Intervals are of "
+    "the domain alone, and no verdict depends on them."
+)
 CURVES = "Thin lines are seeds, thick lines their mean, at the validations of each run."
 OTHER_CURVES = "No claim is judged by these losses: they show whether the runs learned, and not which row is better."
 INTERPRETATION = "Interpretation, written after the runs"
@@ -123,6 +127,7 @@ def _sections(result: Result) -> dict[str, list[Block]]:
     is_fit = any(claim.get("test") == "fit" for claim in result.get("claims") or ())
     paper, floors = (_sources(result.get(name) or ()) for name in ("paper", "floors"))
     published = f"Paper: {paper}. Its numbers are of other sizes, data and metrics, and share no axis with those here."
+    domains = experiment_tables.domains_table(result)
     measured_once = [] if "table" in result else experiment_charts.metrics_without_curves(result)
     return {
         INTERPRETATION: [Prose(str(result.get("interpretation") or ""))],
@@ -134,6 +139,8 @@ def _sections(result: Result) -> dict[str, list[Block]]:
             f"Floors: {floors}." if floors else "",
             Plots(seed_charts.seed_strips(result), SEEDS),
             Plots(seed_charts.difference_plots(result), DIFFERENCES),
+            DOMAINS if domains.rows else "",
+            domains,
         ],
         "Optimal sizes": scaling_charts.scaling_blocks(result),
         "Curves": [

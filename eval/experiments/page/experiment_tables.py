@@ -227,6 +227,22 @@ def _errors(claim: Mapping[str, Any], show: Callable[..., str]) -> list[str]:
     return [*lines, f"{items['different']} of {items['seeds']} seeds differ (McNemar)"] if "different" in items else lines
 
 
+def domains_table(result: Result) -> LinedTable:
+    """Return the difference of each claim in each domain of its held-out items; without rows if no claim has domains."""
+    items = {(item["row"], item["reference"], item["metric"]): item.get("domains") or () for item in result.get("items") or ()}
+    claims = [(claim, items.get((claim["row"], claim["compared"], claim["metric"]), ())) for claim in measured_claims(result)]
+    names = sorted({entry["domain"] for _, domains in claims for entry in domains})
+    rows = []
+    for claim, domains in claims:
+        of_domain = {
+            entry["domain"]: [*_delta({**claim, **entry, "bound": None}), f"{entry['items']:,} items"] for entry in domains
+        }
+        if of_domain:
+            title = metric_title(claim["metric"], claim.get("better"))
+            rows.append([[claim_statement(claim), title], *(of_domain.get(name, ["-"]) for name in names)])
+    return LinedTable(head=["Claim", *names], rows=rows)
+
+
 def pilot_table(result: Result) -> LinedTable:
     """Return what the pilot found: the values of each row at each learning rate, the chosen one, and the deviation over seeds."""
     pilot, rows = result["registration"].get("pilot") or {}, []

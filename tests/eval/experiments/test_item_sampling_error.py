@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from eval.experiments.grid import Grid, build_grid
-from eval.experiments.item_sampling_error import item_errors
+from eval.experiments.item_sampling_error import domain_differences, domain_of, item_errors
 from tests.support.small_experiment import FILES, experiment, with_claim
 from train.run.item_outcomes import Outcomes, write_outcomes
 from train.run.run_dir import RunDir
@@ -42,7 +42,8 @@ def test_the_error_over_items_of_an_accuracy(tmp_path: Path) -> None:
     # All seeds have the same outcomes: the error is sqrt(p (1 - p) / n) of the share of items that differs.
     share = np.mean([0.5 <= value < 0.6 for value in np.random.default_rng(0).random(ITEMS)])
     assert {**error, "item_error": pytest.approx(np.sqrt(share * (1 - share) / (ITEMS - 1)))} == {
-        **{"row": "b", "reference": "a", "metric": "score/accuracy", "items": ITEMS, "item_error": error["item_error"]}
+        **{"row": "b", "reference": "a", "metric": "score/accuracy", "items": ITEMS, "item_error": error["item_error"]},
+        "domains": [],
     }
     # A seed without a score is left out; a run with a score and without its outcomes is not.
     assert item_errors(grid, cells[1:], tmp_path) == [error]
@@ -76,3 +77,38 @@ def test_the_error_over_items_of_bleu(tmp_path: Path) -> None:
         cells.append({"run": node.run, "stage": node.stage, "scores": {"bleu": float(by_text.mean())}})
     (error,) = item_errors(grid, cells, tmp_path)
     assert error["item_error"] == pytest.approx(5 * np.sqrt(2 / ITEMS), rel=0.1)
+
+
+def outcomes_of(shifts: dict[str, float], seed: int) -> Outcomes:
+    """Return outcomes of 50 items in each domain whose losses are 2 plus a shift, with noise of items and of a seed."""
+    hard = np.random.default_rng(0).normal(0, 0.1, 50 * len(shifts))
+    count = np.random.default_rng(1).integers(1, 9, len(hard))
+    loss = 2 + np.repeat([*shifts.values()], 50) + hard + np.random.default_rng(seed).normal(0, 0.01)
+    names = [f"/data/{domain}_{number}.txt" for domain in shifts for number in range(50)]
+    return Outcomes.of(names, np.zeros(len(hard)), loss * count, count)
+
+
+@pytest.mark.parametrize("is_paired", [True, False])
+def test_differences_in_each_domain(is_paired: bool) -> None:
+    """The difference is +0.1 in one domain and -0.3 in the other, and each is that of the domain's own sums."""
+    row = [outcomes_of({"plays": 0.1, "austen": 0.0}, seed) for seed in range(5)]
+    reference = [outcomes_of({"plays": 0.0, "austen": 0.3}, seed) for seed in (range(5) if is_paired else range(5, 10))]
+    austen, plays = domain_differences(row, reference, "loss", is_paired=is_paired)
+    assert (austen["domain"], austen["items"], plays["domain"], plays["items"]) == ("austen", 50, "plays", 50)
+    values = [[run.nats[50:].sum() / run.count[50:].sum() for run in side] for side in (row, reference)]
+    assert austen["estimate"] == pytest.approx(np.mean(values[0]) - np.mean(values[1])) == pytest.approx(-0.3, abs=0.02)
+    assert plays["estimate"] == pytest.approx(0.1, abs=0.02)
+    if is_paired:
+        # Both rows of a seed have the same noise, and all items the same difference.
+        assert plays["interval"] is None or np.ptp(plays["interval"]) < 1e-9
+    else:
+        low, high = plays["interval"]
+        assert low < plays["estimate"] < high and 0.005 < high - low < 0.1
+    assert domain_differences(row, reference, "bleu", is_paired=is_paired) == []
+    single = [Outcomes.of(["a"] * 50, run.right[:50], run.nats[:50], run.count[:50]) for run in row]
+    assert domain_differences(single, single, "loss", is_paired=is_paired) == []
+
+
+def test_the_domain_of_an_item_is_what_its_file_name_begins_with() -> None:
+    names = ("austen_emma.txt (3)", "plays.txt", "val.de.gz:26", "sotu_2001_george_w_bush_r.txt")
+    assert [*map(domain_of, names)] == ["austen", "plays", "val", "sotu"]

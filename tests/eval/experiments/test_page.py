@@ -273,3 +273,21 @@ def test_shared_cells_and_scores_without_a_direction() -> None:
     # A claim about a fit compares no rows, so it is not among the differences.
     fitted = result | {"claims": [{"id": "loss", **entry("contradicted", 3.0, "")}]}
     assert seed_charts.difference_plots(fitted) == [] and "Estimate +3.0000" in render_markdown(fitted)
+
+
+def test_differences_in_each_held_out_domain_are_a_table() -> None:
+    assert experiment_tables.domains_table(FULL).rows == []
+    assert "held-out items, which the names" not in render_html(FULL)
+    domains = [
+        {"domain": "austen", "items": 120, "estimate": -0.1, "interval": [-0.12, -0.08]},
+        {"domain": "plays", "items": 80, "estimate": 0.05, "interval": None},
+    ]
+    item = {"row": "dynamic", "reference": "static1", "metric": METRIC, "domains": domains}
+    assert CLAIMS[0]["row"] == "dynamic"
+    with_domains = FULL | {"items": [item]}
+    table = experiment_tables.domains_table(with_domains)
+    assert table.head == ["Claim", "austen", "plays"]
+    of_domains = [["-0.1000 to static1", "-0.1200 to -0.0800", "120 items"], ["+0.0500 to static1", "80 items"]]
+    assert of_domains in [row[1:] for row in table.rows]
+    for page in (render_html(with_domains), render_markdown(with_domains)):
+        assert "held-out items, which the names" in page and "120 items" in page
