@@ -12,6 +12,9 @@ from train.run.run_dir import RunDir
 from train.weights.load import restore_params
 from zoo.errors import BadInput
 
+LARGEST_SHARE = 0.01
+"""Share of items of which the most probable predictions may differ between kinds of hardware, by rounding."""
+
 
 def check_scores(folder: RunDir, prepared: PreparedRun, manifests: Manifests, best: Manifests, *, bits: bool) -> list[Check]:
     """Score the checkpoint that scores.json belongs to again, and compare; none if the run has no score yet.
@@ -50,7 +53,10 @@ def outcomes_check(folder: RunDir, name: str, computed: Outcomes, *, bits: bool)
         return Check(
             title, "failed", f"bleu is {'not ' if stored.bleu is None else ''}stored, unlike in the outcomes of the task"
         )
-    names = ("right", "count", *(("nats", "bleu") if bits else ()))
+    names = ("count", *(("right", "nats", "bleu") if bits else ()))
+    share = np.mean(~np.isclose(stored.right, computed.right, equal_nan=True)) if len(stored.id) else 0.0
+    if not bits and share > LARGEST_SHARE:
+        return Check(title, "failed", f"right differs in {share:.2%} of the items")
     near = () if bits else ("nats", "bleu")
     for name in near:
         old, new = getattr(stored, name), getattr(computed, name)

@@ -40,7 +40,6 @@ from train.objectives.masked import Masked
 from train.rows import encoder_rows
 from train.rows.batches import Build
 from train.rows.encoder_rows import EncoderRow
-from train.run.item_outcomes import Outcomes
 from train.weights.load import Loaded
 from zoo import models
 from zoo.errors import BadInput
@@ -84,7 +83,7 @@ def score_masked(subject: Loaded, documents: Documents, settings: Settings, prog
     unseen = np.zeros(model.config.vocab, np.int64)
     build = Masked.builder(run, subject.tokenizer, lambda: unseen)
     rows = encoder_rows.plan_rows(tokens, data, subject.tokenizer, seed=0, half="held-out")
-    sums: list[np.ndarray] = []
+    names = [document.name for document in documents if document.last]
     to_score = RowsToScore(
         # Rows do not continue each other, so an XLNet has no memory here.
         model=models.model(dataclasses.replace(model.config, memory=0)) if hasattr(model.config, "memory") else model,
@@ -94,14 +93,15 @@ def score_masked(subject: Loaded, documents: Documents, settings: Settings, prog
         batch=settings.batch,
         dtype=settings.dtype,
         progress=progress,
+        origins=lambda: [names[number] for number in rows.first_documents.tolist()],
     )
     # The training text is not known here. The frequencies of the scored text itself are the best that frequencies can be.
     counts = np.bincount(tokens.ids, minlength=model.config.vocab)
-    metrics = prediction_scorer(to_score, counts, on_sums=sums.append)(subject.params).record()
+    score = prediction_scorer(to_score, counts)(subject.params)
+    metrics = score.record()
     details = {"length": length} | ({"hidden": ALL} if hides_all else {})
-    nats, hits, _, predictions, *_ = np.concatenate(sums, axis=-1)[:, : len(rows)]
-    outcomes = Outcomes.of((f"row {number}" for number in range(len(rows))), hits, nats, predictions)
-    return Result({name: metrics[name] for name in TASK.metrics}, documents.count, details, items=details, outcomes=outcomes)
+    numbers = {name: metrics[name] for name in TASK.metrics}
+    return Result(numbers, documents.count, details, items=details, outcomes=score.outcomes)
 
 
 def _permutes(subject: Loaded) -> bool:

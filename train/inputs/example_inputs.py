@@ -113,6 +113,11 @@ class PackedRows(ExampleRows):
         """Number of examples that have rows."""
         return len(self.parts)
 
+    @property
+    def origins(self) -> list[str]:
+        """The place that the first example of each row was read from, as file:line."""
+        return [self.examples[row[0].example].origin for row in self.rows]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ExampleInputs:
@@ -147,6 +152,10 @@ class ExampleInputs:
     def scored_rows(self, run: Run, stride: int) -> Any:
         """Return the rows of the held-out examples."""
         return self.held_out
+
+    def row_origins(self, rows: PackedRows) -> list[str]:
+        """Return the place that the first example of each row was read from, as file:line."""
+        return rows.origins
 
     def validation_rows(self, run: Run) -> Any:
         """Return the rows of the examples of `--data.validation-share`, or without it of the held-out examples."""

@@ -4,7 +4,7 @@ The kinds are text, labelled examples, pairs of texts, instructions with respons
 prompts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -43,6 +43,10 @@ class Inputs(Protocol):
 
     def scored_rows(self, run: run_config.Run, stride: int) -> RowSource:
         """Return rows that cover the held-out data exactly once; if they are windows, each has `stride` new tokens."""
+        ...
+
+    def row_origins(self, rows: RowSource) -> Sequence[str]:
+        """Return the place that each of `scored_rows` was read from: the file, and the line if it has many."""
         ...
 
     def validation_rows(self, run: run_config.Run) -> RowSource:

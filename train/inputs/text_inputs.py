@@ -37,12 +37,20 @@ class TextInputs:
     """The rows that the run trains on."""
     held_out: Tokens
     """The held-out text of all components."""
+    held_out_documents: Iterable[Document]
+    """The documents of that text, read again in every iteration."""
     teacher: StoredTeacher | None = None
     """Stored probabilities of a teacher for the rows; None = there are none."""
 
     def scored_rows(self, run: run_config.Run, stride: int) -> RowSource:
         """Return the rows of the held-out text that score the objective; rows that are windows have `stride` new tokens each."""
         return objective(run.objective).scored_rows(self.held_out, run, self.tokenizer, stride)
+
+    def row_origins(self, rows: RowSource) -> list[str]:
+        """Return the file of the document that each row of the held-out text begins in; with the line, if it has many."""
+        assert isinstance(rows, TextRows), "scored rows of text are rows of text"
+        names = [document.name for document in self.held_out_documents if document.last]
+        return [names[number] for number in rows.first_documents.tolist()]
 
     def validation_rows(self, run: run_config.Run) -> RowSource:
         """Return rows of the held-out text that do not overlap; validations use a subsample of them."""
@@ -110,8 +118,10 @@ def read_documents(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: b
     check_vocabulary(run, tokenizer)
     with ProgressBar("tokenizing", BYTES, late=True, every=EVERY, quiet=quiet) as progress:
         components = tuple(_component(part, run, tokenizer, cache, progress) for part in parts)
-        held_out = tokenize_documents(_held_out(parts, run.data), tokenizer, cache, progress)
-    return TextInputs(tokenizer=tokenizer, vocab=run.model.vocab, rows=Mixture(components), held_out=held_out)
+        documents = _held_out(parts, run.data)
+        held_out = tokenize_documents(documents, tokenizer, cache, progress)
+    vocab, rows = run.model.vocab, Mixture(components)
+    return TextInputs(tokenizer=tokenizer, vocab=vocab, rows=rows, held_out=held_out, held_out_documents=documents)
 
 
 class _Part(NamedTuple):

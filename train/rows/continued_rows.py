@@ -87,6 +87,11 @@ class ContiguousRows(TextRows):
         """Number of tokens that are predicted in all rows."""
         return len(self) * self.predictions
 
+    @property
+    def first_documents(self) -> Int64[np.ndarray, " rows"]:
+        """Number of the document of the first id of each row."""
+        return np.array([self.row(number).origin[0] for number in range(len(self))], np.int64)
+
     def subsample(self, count: int) -> "ContiguousRows":
         """Return about `count` rows, the first ones of every stream, so that each still continues the one before it."""
         return dataclasses.replace(self, steps=max(1, min(self.steps, count // self.batch)))

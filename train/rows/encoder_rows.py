@@ -91,6 +91,11 @@ class EncoderRows(TextRows, SampledRows):
         """Number of text tokens in all rows; tokens of randomly chosen second texts are counted each time that they occur."""
         return int(self.count.sum())
 
+    @property
+    def first_documents(self) -> Int64[np.ndarray, " rows"]:
+        """Number of the document of the first part of each row."""
+        return self.document[self.part[self.first[:-1]]]
+
     def select_rows(self, chosen: Int64[np.ndarray, " n"]) -> "EncoderRows":
         """Return the rows with the numbers `chosen`, in this order."""
         sequences = np.diff(self.first)[chosen]

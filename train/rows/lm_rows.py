@@ -78,6 +78,13 @@ class LmRows(TextRows, SampledRows):
         """Number of targets counted in the loss over all rows, the end-of-text of each document included."""
         return int(self.size.sum() - self.context.sum())
 
+    @property
+    def first_documents(self) -> Int64[np.ndarray, " rows"]:
+        """Number of the document of the first counted target of each row."""
+        ends = np.cumsum(self.size)
+        counted = (ends - self.size)[self.first[:-1]] + self.context
+        return self.document[np.searchsorted(ends, counted, side="right")]
+
     def select_rows(self, chosen: Int64[np.ndarray, " n"]) -> "LmRows":
         """Return the rows with the numbers `chosen`, in this order."""
         pieces = self.first[chosen + 1] - self.first[chosen]

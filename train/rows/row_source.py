@@ -133,6 +133,11 @@ class TextRows(abc.ABC):
         return len(self.tokens.ids)
 
     @property
+    @abc.abstractmethod
+    def first_documents(self) -> Int64[np.ndarray, " rows"]:
+        """Number of the document that each row begins in; where a row has context, of its first counted target."""
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of the tokens and the plan: equal if and only if all rows are equal."""
         return self._fingerprint

@@ -1,7 +1,7 @@
 """Outcomes of single items: RUN/outcomes.npz, by which two runs can be compared item by item.
 
 The file has four arrays, each of N items, for every set of items NAME: a task of RUN/evaluations.json, by its name there, or
-`HELD_OUT`, the held-out examples of a fine-tuning. They are NAME/id, NAME/right, NAME/nats and NAME/count, and for translations
+`HELD_OUT`, the held-out examples or rows of a text. They are NAME/id, NAME/right, NAME/nats and NAME/count, and for translations
 also NAME/bleu; see `Outcomes`.
 """
 
@@ -22,7 +22,7 @@ from zoo.file_access import read_regular
 LONGEST_ITEM = 1 << 16
 """Bytes of the longest item of an array; a name has four for each character."""
 HELD_OUT = "held_out"
-"""Name of the held-out examples among the sets of items."""
+"""Name of the held-out examples, or rows of a text, among the sets of items."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,9 +30,10 @@ class Outcomes:
     """The outcome of each of N items, in the order of the files."""
 
     id: tuple[str, ...]
-    """Name of each item, the same for every model: file name without folder, and line."""
+    """Name of each item, the same for every model: file name without folder, and line; of a row of a text, the document that it
+    begins in, which is numbered where it has several."""
     right: Float64[np.ndarray, " N"]
-    """Number of right predictions of the item (1/2 for a tie); NaN where no prediction can be right, as in regression."""
+    """Number of right predictions of the item (1/2 for a tie); NaN where it is not computed, as in regression."""
     nats: Float64[np.ndarray, " N"]
     """-log p of the truth, summed over the item's predictions (tags and answers: the mean loss; numbers: the squared error); NaN
     where it is not computed."""

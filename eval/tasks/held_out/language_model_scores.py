@@ -1,18 +1,21 @@
 """Exact scores of held-out text: every token is counted once, at any batch size, stride and number of devices."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from jax.tree_util import Partial
+from jaxtyping import Int64
 
-from eval.tasks.held_out.scoring_inputs import RowsToScore, ScoringInputs
+from eval.tasks.held_out.scoring_inputs import RowsToScore, ScoringInputs, no_items
 from train.engine.losses import token_losses
 from train.rows import batches
 from train.rows.row_source import RowSource
+from train.run.item_outcomes import Outcomes
 from zoo.batch import Batch
 
 
@@ -25,6 +28,13 @@ class TextScore:
     """Predicted tokens, end-of-text included."""
     bytes: int
     """UTF-8 bytes of the text of these tokens."""
+    items: Callable[[], Outcomes | None] = no_items
+    """Returns the loss of each row."""
+
+    @property
+    def outcomes(self) -> Outcomes | None:
+        """The loss of each row, if the places that rows were read from can be named."""
+        return self.items()
 
     @property
     def loss(self) -> float:
@@ -87,15 +97,23 @@ def text_scorer(
         return (nats * batch.weights).sum(-1), carry
 
     tokens, size = _count(inputs.rows, inputs.build, token_bytes)
-    return inputs.scorer(row_nats, lambda results: kind(sum(float(sums.sum()) for sums in results), tokens, size))
+
+    def summarize(results: Iterator[np.ndarray]) -> TextScore:
+        nats = np.concatenate([*results])
+        items = functools.partial(inputs.outcomes, np.full(len(tokens), np.nan), nats[: len(tokens)], tokens)
+        return kind(float(nats.sum()), int(tokens.sum()), size, items)
+
+    return inputs.scorer(row_nats, summarize)
 
 
-def _count(rows: RowSource, build: Callable[..., dict[str, Any]], token_bytes: np.ndarray) -> tuple[int, int]:
-    """Return the number of counted targets of all rows and of their bytes, from the same arrays that the model gets."""
-    tokens, size = 0, 0
-    for batch in batches.in_order(rows, build, 1, np.arange(1)):
+def _count(
+    rows: RowSource, build: Callable[..., dict[str, Any]], token_bytes: np.ndarray
+) -> tuple[Int64[np.ndarray, " rows"], int]:
+    """Return the number of counted targets of each row, and of the bytes of all, from the same arrays that the model gets."""
+    tokens, size = np.zeros(len(rows), np.int64), 0
+    for number, batch in enumerate(batches.in_order(rows, build, 1, np.arange(1))):
         assert batch.targets is not None and batch.weights is not None
         counted = batch.targets[batch.weights > 0]
-        tokens += counted.size
+        tokens[number] = counted.size
         size += int(token_bytes[counted].sum())
     return tokens, size

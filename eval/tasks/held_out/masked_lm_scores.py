@@ -1,6 +1,7 @@
 """Scores of masked-token prediction, and of next-sentence prediction, on held-out text."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -8,11 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float64, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from eval.tasks.held_out.scoring_inputs import RowsToScore, ScoringInputs
+from eval.tasks.held_out.scoring_inputs import RowsToScore, ScoringInputs, no_items
 from train.engine import device_mesh
 from train.rows.row_source import are_rows_ordered
+from train.run.item_outcomes import Outcomes
 from zoo.batch import IGNORED, Batch
 from zoo.errors import BadInput
 from zoo.nn import task_heads
@@ -32,6 +34,13 @@ class MaskedScore:
     next_nats: float
     next_hits: float
     pairs: float
+    items: Callable[[], Outcomes | None] = no_items
+    """Returns the outcomes of each row."""
+
+    @property
+    def outcomes(self) -> Outcomes | None:
+        """Right predictions of masked tokens and their loss, of each row; None if the rows cannot be named."""
+        return self.items()
 
     def record(self) -> dict[str, float | int]:
         """Return the score as it is in metrics and JSON; without pairs it has no next-sentence metrics."""
@@ -55,16 +64,13 @@ def score_predictions(inputs: ScoringInputs) -> Callable[[Any], MaskedScore]:
     return prediction_scorer(inputs, inputs.data.counts())
 
 
-def prediction_scorer(
-    inputs: RowsToScore, counts: np.ndarray, on_sums: Callable[[Float64[np.ndarray, "7 B"]], None] | None = None
-) -> Callable[[Any], MaskedScore]:
+def prediction_scorer(inputs: RowsToScore, counts: np.ndarray) -> Callable[[Any], MaskedScore]:
     """Return a function of parameters that scores every row of `inputs`.
 
     Row sums are added in float64 on the host, so that the batch size does not affect the result.
 
     Args:
         counts: number of occurrences of each id in the training text, [V]; 0 is taken as 1.
-        on_sums: receives the `SUMS` of the rows of each batch, in order; those of rows that fill up the last batch are 0.
     """
     model, mesh, rows = inputs.model, inputs.mesh, inputs.rows
     size = device_mesh.round_up_rows(mesh, rows.batch) if are_rows_ordered(rows) else inputs.size
@@ -90,12 +96,11 @@ def prediction_scorer(
         return jnp.stack([nats, hits, unigram_nats, count, *pairs]), out.carry
 
     def summarize(results: Iterable[np.ndarray]) -> MaskedScore:
-        totals = np.zeros(len(SUMS))
-        for sums in results:
-            totals += sums.sum(-1)
-            if on_sums is not None:
-                on_sums(sums)
-        return MaskedScore(**dict(zip(SUMS, totals.tolist(), strict=True)))
+        # The sums of rows that fill up the last batch are 0.
+        sums = np.concatenate([*results], axis=-1)
+        nats, hits, _, predictions, *_ = sums[:, : len(rows)]
+        items = functools.partial(inputs.outcomes, hits, nats, predictions)
+        return MaskedScore(**dict(zip(SUMS, sums.sum(-1).tolist(), strict=True)), items=items)
 
     return inputs.scorer(row_sums, summarize, init_carry=model.init_carry, size=size)
 

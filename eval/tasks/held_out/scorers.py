@@ -6,6 +6,7 @@ text to text and instruction `language_model_scores.score_targets` (perplexity);
 and kto `preference_scores` (accuracy and margin); policy_gradient and ppo `policy_scores` (mean reward of greedy responses).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -28,5 +29,6 @@ SCORERS: dict[str, Callable[[ScoringInputs], Callable[[Any], Any]]] = {
 
 def scorer(run: run_config.Run, model: Any, mesh: Any, data: Any, rows: Any, build: Any, **options: Any) -> Callable[[Any], Any]:
     """Return a function of parameters that scores rows by the run's objective; the arguments are those of `ScoringInputs`."""
-    inputs = ScoringInputs(run=run, model=model, mesh=mesh, data=data, rows=rows, build=build, **options)
+    names = {"origins": functools.partial(data.row_origins, rows)}
+    inputs = ScoringInputs(run=run, model=model, mesh=mesh, data=data, rows=rows, build=build, **names, **options)
     return SCORERS[run.options.scorer](inputs)

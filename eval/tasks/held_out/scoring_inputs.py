@@ -1,7 +1,7 @@
 """Rows to be scored and the way to do it, and the score that results."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -17,6 +17,12 @@ from zoo.batch import Batch
 from zoo.models import Model
 
 Summary = TypeVar("Summary")
+MOST_ITEMS = 100_000
+"""Rows of a text up to which the loss of each is stored."""
+
+
+def no_items() -> None:
+    """Return no outcomes of items."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,6 +55,14 @@ class RowsToScore:
     """Dtype of the arithmetic."""
     progress: Progress = no_progress
     """Called with (batches done, total batches)."""
+    origins: Callable[[], Sequence[str]] | None = None
+    """Returns the place that each row was read from; None = rows have no names."""
+
+    def outcomes(self, right: np.ndarray, nats: np.ndarray, count: np.ndarray) -> Outcomes | None:
+        """Return the outcomes of all rows from arrays [rows]; None if rows have no names, or are more than `MOST_ITEMS`."""
+        if self.origins is None or len(self.rows) > MOST_ITEMS:
+            return None
+        return Outcomes.of(self.origins(), right, nats, count)
 
     @property
     def size(self) -> int:

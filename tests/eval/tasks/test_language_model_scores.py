@@ -61,7 +61,8 @@ def score(chosen: LmRows, *, batch: int, devices: int, tensor: int = 1) -> TextS
     token_bytes[: tokenizer().vocab_size] = tokenizer().token_bytes()
     shown: list[tuple[int, int]] = []
     options: dict[str, Any] = dict(batch=batch, dtype=jnp.float32, progress=lambda *counts: shown.append(counts))
-    inputs = RowsToScore(model=net, mesh=mesh, rows=chosen, build=causal.build, **options)
+    names = {"origins": lambda: [f"file{number}" for number in chosen.first_documents]}
+    inputs = RowsToScore(model=net, mesh=mesh, rows=chosen, build=causal.build, **names, **options)
     result = text_scorer(inputs, token_bytes)(params)
     assert shown == [(done, len(shown) - 1) for done in range(len(shown))] and len(shown) > 1
     return result
@@ -131,6 +132,12 @@ def test_score_equals_a_float64_loop_over_the_tokens(kind: str, machine: dict[st
     result = score(chosen, **machine)
     assert (result.tokens, result.bytes) == (len(tokens.ids), sum(len(text.encode()) for text in TEXTS))
     assert result.nats == pytest.approx(expected, rel=1e-6)
+    rows = result.outcomes
+    assert rows is not None and len(rows.id) == len(chosen)
+    assert [name.split()[0] for name in rows.id] == [f"file{number}" for number in chosen.first_documents]
+    assert (rows.count.sum(), rows.nats.sum()) == (result.tokens, pytest.approx(result.nats)) and np.isnan(rows.right).all()
+    counted = [sum(len(piece.ids) for piece in chosen.row(n).pieces) - chosen.row(n).context for n in range(len(chosen))]
+    assert rows.count.tolist() == counted
     assert other != pytest.approx(expected, rel=1e-3)
 
 

@@ -82,6 +82,7 @@ def test_an_xlnet_predicts_each_target_from_all_tokens_that_are_not_predicted(
     assert rows is not None and rows.count.sum() == result.metrics["predictions"] and len(rows.id) > 1
     assert rows.nats.sum() / rows.count.sum() == pytest.approx(result.metrics["loss"])
     assert rows.right.sum() / rows.count.sum() == pytest.approx(result.metrics["accuracy"])
+    assert {name.split()[0] for name in rows.id} == {"a.txt"}
 
 
 def _nll(subject: Any) -> Any:

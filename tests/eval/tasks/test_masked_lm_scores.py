@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval.tasks.held_out.masked_lm_scores import MaskedScore, prediction_scorer
+from eval.tasks.held_out.masked_lm_scores import SUMS, MaskedScore, prediction_scorer
 from eval.tasks.held_out.scoring_inputs import RowsToScore
 from tests.support import tiny
 from tests.support.encoder_text import LETTERS, roberta, stream, uncased
@@ -65,7 +65,8 @@ def scored(kind: str, rows: EncoderRows, build: batches.Build, *, batch: int, de
     net, params = model_of(kind)
     mesh = device_mesh.make_mesh(run_config.Mesh(**axes), jax.devices()[:devices])
     inputs = RowsToScore(model=net, mesh=mesh, rows=rows, build=build, batch=batch, dtype=jnp.float32)
-    return vars(prediction_scorer(inputs, COUNTS)(params))
+    score = prediction_scorer(inputs, COUNTS)(params)
+    return {name: getattr(score, name) for name in SUMS}
 
 
 def norm(x: np.ndarray, p: Any, eps: float) -> np.ndarray:

@@ -22,11 +22,11 @@ from train.inputs import instruction_inputs, labelled_inputs, seq2seq_inputs
 from train.objectives import objective
 from train.rows.batch_counts import TextCounts
 from train.rows.batches import in_order
-from train.rows.continued_rows import ContiguousRows, DirectedIds
+from train.rows.continued_rows import ContiguousRows, DirectedIds, Window
 from train.rows.encoder_rows import PAIRED, EncoderRows
-from train.rows.lm_rows import packed_documents, stream_windows
+from train.rows.lm_rows import LmRow, packed_documents, stream_windows
 from train.rows.mixture import Component, Mixture
-from train.rows.row_source import RowSource, are_rows_ordered
+from train.rows.row_source import RowSource, TextRows, are_rows_ordered
 from train.rows.token_cache import Tokens
 from train.run.costs import COUNTS
 from train.tokenizers.tokenizer import Tokenizer
@@ -139,6 +139,34 @@ def test_equal_plans_have_equal_rows_and_others_another_fingerprint(kind: str):
     others = [plan(longer, tokenizer), plan(run, tokenizer, backwards=True)]
     assert len({rows.fingerprint, *(other.fingerprint for other in others)}) == 3
     assert are_rows_ordered(rows) == (kind in ("permutation", "permutation bidirectional"))
+
+
+def document_of_first_target(row: Any) -> int:
+    """The document of the first id that a row counts, from the row itself."""
+    if isinstance(row, LmRow):
+        owners = [piece.document for piece in row.pieces for _ in piece.ids]
+        return owners[row.context]
+    return row.origin[0] if isinstance(row, Window) else row[0].parts[0].document
+
+
+@kinds
+def test_rows_of_text_begin_in_a_document(kind: str):
+    rows = planned(kind)
+    if not isinstance(rows, TextRows):
+        return
+    expected = [document_of_first_target(rows.row(number)) for number in range(len(rows))]
+    assert rows.first_documents.tolist() == expected and len({*expected}) > 1
+    sample = rows.subsample(3)
+    assert isinstance(sample, TextRows)
+    assert sample.first_documents.tolist() == [document_of_first_target(sample.row(number)) for number in range(len(sample))]
+
+
+@pytest.mark.planted
+def test_context_does_not_decide_the_document_of_a_row():
+    run, tokenizer = made("causal")
+    rows = stream_windows(stream(TEXTS, tokenizer), run.data.length, 5)
+    expected = [document_of_first_target(rows.row(number)) for number in range(len(rows))]
+    assert rows.first_documents.tolist() == expected != rows.document[rows.first[:-1]].tolist()
 
 
 def test_fingerprints_are_equal_only_where_all_rows_are():
