@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +19,13 @@ from eval.inference.encoder_inputs import Texts
 from eval.inference.encoder_runner import Encoder, EncoderRow, Text
 from train.run.progress_display import ProgressBar
 from train.run.run_dir import replace_atomically
-from zoo.batch import Batch, Output
+from zoo.batch import Batch
+from zoo.configs._pooling import Pool
 from zoo.errors import BadInput, cannot_write, require
 from zoo.file_access import check_output_file
 from zoo.models import Model
-from zoo.nn import task_heads
+from zoo.nn.pooling import SMALLEST, pool_tokens, unit_vectors
 
-Pool = Literal["mean", "cls"]
 FORMATS = (".npy", ".safetensors", ".jsonl")
 
 
@@ -66,8 +66,7 @@ def embed(
     """Return a vector for each text, from the last hidden states.
 
     Args:
-        pool: "mean" of all tokens, special tokens included, as in sentence-transformers (Reimers and Gurevych 2019, section 3);
-            "cls" = the hidden state of that token, without pooler.
+        pool: see `zoo.configs._pooling.Pool`.
         normalize: divide each vector by its Euclidean length.
         quiet: show no progress.
 
@@ -107,8 +106,6 @@ def similarity_table(texts: Sequence[Text], vectors: Float32[np.ndarray, "N D"],
 NUMBER, COSINE = 3, 7
 """Terminal columns of a text's number and of a cosine."""
 NARROWEST = 80
-SMALLEST = 1e-12
-"""Smallest divisor of a vector, as in torch, so that zeros stay zeros."""
 
 
 def _check(file: Path, as_json: bool) -> None:
@@ -154,13 +151,5 @@ class _Pooled:
     normalize: bool
 
     def __call__(self, model: Model, params: Any, batch: Batch) -> tuple[jax.Array]:
-        assert batch.segments is not None
-        hidden = model.apply(params, batch).hidden.astype(jnp.float32)
-        if self.pool == "cls":
-            vectors = task_heads.sequence_summaries(Output(hidden=hidden), batch)[:, 0]
-        else:
-            is_token = (batch.segments > 0)[..., None]
-            vectors = jnp.where(is_token, hidden, 0).sum(1) / is_token.sum(1)
-        if self.normalize:
-            vectors = vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), SMALLEST)
-        return (vectors,)
+        vectors = pool_tokens(model.apply(params, batch).hidden.astype(jnp.float32), batch, self.pool)
+        return (unit_vectors(vectors) if self.normalize else vectors,)

@@ -61,7 +61,7 @@ CASES = [
     f"masked.fill_mask('[MASK] ' + {LONG})",
     "gpt.fill_mask('[MASK]')",
     "labels.fill_mask('[MASK]')",
-    *(f"masked.embed('whale', {rest})" for rest in ("pool='max'", "pool=None", "normalize='x'", "truncate=None")),
+    *(f"masked.embed('whale', {rest})" for rest in ("pool='sum'", "pool=None", "normalize='x'", "truncate=None")),
     "gpt.embed('whale')",
     *(
         f"labels.predict('whale', {rest})"

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from eval.commands.embed import Pool, embed
+from eval.commands.embed import embed
 from eval.inference import encoder_runner
 from eval.inference.encoder_inputs import Texts
 from eval.inference.encoder_runner import Encoder
 from eval.inference.likelihood import row_length
 from tests.support import encoders
 from tests.support.commands import assert_refused, call
+from zoo.configs._pooling import Pool
 from zoo.errors import BadInput
 
 TEXTS = (

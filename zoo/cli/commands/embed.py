@@ -2,11 +2,12 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from zoo.cli import early_checks
 from zoo.cli.command_setup import prepare_model_command
 from zoo.cli.option_parser import parse
+from zoo.configs._pooling import Pool
 from zoo.file_access import check_output_file
 
 
@@ -23,8 +24,10 @@ def embed(args: list[str]) -> int:
 
         model: Annotated[ModelOptions, tyro.conf.arg(name="", prefix_name=False)]
         texts: Annotated[Texts, tyro.conf.arg(name="", prefix_name=False)]
-        pool: Literal["mean", "cls"] = "mean"
-        """mean: over all tokens, special tokens included, as in sentence-transformers; cls: the vector of the [CLS] token."""
+        pool: Pool = "mean"
+        """mean: over all tokens, special tokens included, as in sentence-transformers; cls: the vector of the [CLS] token; last:
+        that of the last token; max: the largest value of each dimension; weighted_mean: a mean with the weights 1, 2, ... in
+        order; mean_sqrt: the sum divided by the square root of the number of tokens."""
         normalize: bool = False
         """Divide each vector by its length."""
         out: str = ""

@@ -1,0 +1,8 @@
+"""The ways to make a vector for a text from the hidden states of its tokens. Nothing here imports JAX."""
+
+from typing import Literal
+
+Pool = Literal["mean", "cls", "last", "max", "weighted_mean", "mean_sqrt"]
+"""mean of all tokens, special tokens included; cls: the hidden state of that token, without pooler; last: that of the last token;
+max: the largest value of each dimension; weighted_mean: the mean with the weights 1, 2, ... in the order of the tokens
+(Muennighoff 2022, "SGPT"); mean_sqrt: the sum divided by the square root of the number of tokens."""
