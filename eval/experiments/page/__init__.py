@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eval.experiments.analysis.verdicts import claim_references
-from eval.experiments.page import experiment_charts, experiment_tables, scaling_charts, seed_charts
+from eval.experiments.page import experiment_charts, experiment_tables, rate_charts, scaling_charts, seed_charts
 from eval.experiments.page.experiment_tables import Result
 from eval.experiments.page.registration_edits import check_registration
 from eval.pages import markdown_page
@@ -31,6 +31,11 @@ FIT_RULE = (
     "noise of the seeds (of a cell the larger of its own and the pooled variance) and the lack of fit of the parabolas, carried "
     "to the exponent by its derivatives. A budget has an inner minimum if its parabola falls at the smallest size and rises at "
     "the largest, both at 2.5%."
+)
+RATE_RULE = (
+    "Claims about best learning rates are judged by the same rules and levels as claims about rows. The best rate of a seed is "
+    "the minimum of the parabola through the best registered rate and its neighbours, and its shift between two widths, in "
+    "doublings, is tested by Student's t over the seeds."
 )
 NUMBERS = "Numbers here are means over seeds with 95% intervals, and the differences that claims are about."
 SEEDS = (
@@ -124,7 +129,7 @@ def _numbers(claim: Mapping[str, Any]) -> list[str]:
 
 def _sections(result: Result) -> dict[str, list[Block]]:
     """Return the sections of both forms of the page."""
-    is_fit = any(claim.get("test") == "fit" for claim in result.get("claims") or ())
+    tests = {claim.get("test") for claim in result.get("claims") or ()}
     paper, floors = (_sources(result.get(name) or ()) for name in ("paper", "floors"))
     published = f"Paper: {paper}. Its numbers are of other sizes, data and metrics, and share no axis with those here."
     domains = experiment_tables.domains_table(result)
@@ -143,13 +148,14 @@ def _sections(result: Result) -> dict[str, list[Block]]:
             domains,
         ],
         "Optimal sizes": scaling_charts.scaling_blocks(result),
+        "Best learning rates": rate_charts.rate_blocks(result),
         "Curves": [
             Plots(experiment_charts.judged_curves(result), CURVES),
             f"Measured at the end of the runs alone: {'; '.join(measured_once)}." if measured_once else "",
         ],
         "Curves of other losses": [Plots(experiment_charts.other_curves(result), f"{OTHER_CURVES} {CURVES}")],
         "Claims": [
-            FIT_RULE if is_fit else f"{_start_of_rule(result)} {RULE}",
+            FIT_RULE if "fit" in tests else RATE_RULE if "rates" in tests else f"{_start_of_rule(result)} {RULE}",
             experiment_tables.claims_table(result),
             _forecasts(result),
         ],

@@ -21,7 +21,7 @@ NOT_JUDGED = "not judged"
 """Verdict of a claim that has no entry yet."""
 ARROWS = {"lower": "\N{DOWNWARDS ARROW}", "higher": "\N{UPWARDS ARROW}", None: ""}
 SIGNS = {"less": "<", "greater": ">", "equivalent": "\N{IDENTICAL TO}"}
-TESTS = {"paired": "paired t", "welch": "Welch", "tost": "two one-sided", "fisher": "Fisher's exact"}
+TESTS = {"paired": "paired t", "welch": "Welch", "tost": "two one-sided", "fisher": "Fisher's exact", "rates": "t of the shifts"}
 """Name of a test in an entry -> its title; other names are their own."""
 COSTS = {
     "input_tokens": "input tokens",
