@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 
+import zoo
 from tests.support import compilation, forked
 from tests.support.commands import assert_refused, words
 from tests.support.processes import Ended, clean_environment
 from tests.support.runs import PATIENCE, Training, assert_same, home, inode
 from train.run.run_dir import read_config
+from zoo.cli.commands.train import train
 from zoo.cli.phases import split_phases
+from zoo.errors import BadInput
 
 PHASES = ("modernbert-base", "modernbert-base-context", "modernbert-base-decay")
 STEPS = (8, 6, 6)
@@ -172,3 +175,19 @@ def test_an_option_is_of_all_phases_or_of_the_one_that_it_names() -> None:
     shared = words("--out there --optim.b2 0.9 --mesh.data -1")
     assert first == ("modernbert-base", [*shared, "--data.batch", "8", "--init", "x"])
     assert second == ("modernbert-base-decay", [*shared, "--init", "there/modernbert-base"])
+
+
+def test_a_check_names_every_phase(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("".join(f"The whale number {number} was seen at dawn.\n" for number in range(400)))
+    assert train([*COMMAND[1:], "--check"]) == 0
+    printed = capsys.readouterr()
+    lines = [line for line in printed.out.splitlines() if line.startswith("then ")]
+    assert [line.partition(":")[0] for line in lines] == [f"then {phase}" for phase in PHASES[1:]]
+    assert "6 steps of 8 rows" in lines[0] and not (tmp_path / "runs").exists()
+
+
+def test_phases_from_python_are_checked_as_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match="--phases gpt2: another model family than that of modernbert-base"):
+        zoo.train("modernbert-base", phases=["gpt2"])

@@ -19,7 +19,8 @@ def finish_again(prepared: PreparedRun) -> int:
     folder = prepared.folder
     if prepared.process == 0 and not folder.report.exists():
         prepared.evaluation.on_end(folder.path)
-    prepared.console.finish(f"{folder.path} is finished: {_result(prepared, read_result(folder.scores))}. Choose another --name")
+    result = _result(prepared, read_result(folder.scores))
+    prepared.console.finish(f"{folder.path} is finished: {result}; to train it again, choose another --name")
     return 0
 
 

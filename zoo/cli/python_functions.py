@@ -38,6 +38,8 @@ def model(size: str | Any) -> "Model":
 def train(recipe: str = "gpt-nano", **options: Any) -> Path:
     """Train a recipe to its end, continuing the run of this name if there is one, and return the run's folder.
 
+    With `phases=["NEXT", ...]` these recipes are trained after it, and the folder is that of the last one.
+
     Args:
         options: options of `zoo train RECIPE --help`. Those with a dot are nested or quoted:
             `train("gpt-nano", steps=20, data={"batch": 8})` or `train("gpt-nano", **{"steps": 20, "data.batch": 8})`.
@@ -48,20 +50,22 @@ def train(recipe: str = "gpt-nano", **options: Any) -> Path:
     """
     early_checks.check_packages()
     from zoo.cli.command_setup import named_mesh_axes, set_attention_check
-    from zoo.cli.commands.train import parse_run, train_here
+    from zoo.cli.commands.train import parse_phases, parse_run, train_here
     from zoo.runtime import jax_setup
 
     check_name(recipe, "recipe", "pass the name of a recipe")
-    arguments = list(_arguments(options))
-    run = parse_run(recipe, arguments)
-    require(run.machine.processes == 1, "processes", run.machine.processes, "several processes are started by `zoo train`")
-    jax_setup.prepare_jax(run.machine.devices)
-    set_attention_check(run.machine)
-    if code := train_here(run, named_mesh_axes(arguments)):
-        raise SystemExit(code)
     from train.run.run_dir import RunDir
 
-    return RunDir.of(run).path
+    folder = Path()
+    for name, arguments in parse_phases(recipe, list(_arguments(options))):
+        run = parse_run(name, arguments)
+        require(run.machine.processes == 1, "processes", run.machine.processes, "several processes are started by `zoo train`")
+        jax_setup.prepare_jax(run.machine.devices)
+        set_attention_check(run.machine)
+        if code := train_here(run, named_mesh_axes(arguments)):
+            raise SystemExit(code)
+        folder = RunDir.of(run).path
+    return folder
 
 
 def recipes() -> dict[str, str]:

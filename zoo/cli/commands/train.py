@@ -20,7 +20,7 @@ from zoo.cli.command_setup import (
 )
 from zoo.cli.option_parser import explicit_names, parse
 from zoo.cli.phases import OPTION as PHASES
-from zoo.cli.phases import check_phases, split_phases
+from zoo.cli.phases import Phase, check_phases, split_phases
 from zoo.runtime import launch
 
 if TYPE_CHECKING:
@@ -49,15 +49,17 @@ def train(args: list[str]) -> int:
     name = args.pop(0) if args and not args[0].startswith("-") else recipes.DEFAULT
     is_check = CHECK in args
     args = [arg for arg in args if arg != CHECK]
-    phases, steps = split_phases(name, args)
-    if len(phases) > 1:
-        check_phases([parse_options(*phase) for phase in phases], steps)
+    phases = parse_phases(name, args)
+    if is_check:
+        code = check_data(parse_run(*phases[0]))
+        for later in phases[1:]:
+            run = parse_options(*later)
+            size = f"{run.steps:,} steps of {run.data.sizes} rows of {run.data.length}"
+            print(f"then {run.recipe}: {size}; its data are read with the tokenizer of the phase before it, and not checked")
+        return code
     code, is_prepared = None, False
     for recipe, options in phases:
         run = parse_run(recipe, options)
-        if is_check:
-            # The data of a later phase is read with the tokenizer of the one before it.
-            return check_data(run)
         if not is_prepared:
             stacks, sizes = RunDir.of(run).stacks(0), mesh_sizes.fewer_processes(run)
             # Local processes train one phase, and others are started for the next one.
@@ -68,6 +70,18 @@ def train(args: list[str]) -> int:
         if code:
             return code
     return 0
+
+
+def parse_phases(name: str, args: list[str]) -> list[Phase]:
+    """Return the runs that the words after `zoo train NAME` describe, after checking that they follow each other.
+
+    Raises:
+        BadInput: see `split_phases` and `check_phases`.
+    """
+    phases, steps = split_phases(name, args)
+    if len(phases) > 1:
+        check_phases([parse_options(*phase) for phase in phases], steps)
+    return phases
 
 
 def check_data(run: "Run") -> int:
