@@ -71,3 +71,31 @@ def test_the_best_checkpoint_has_the_average() -> None:
     for path, leaf in parameters("runs/best").items():
         np.testing.assert_array_equal(leaf, plain[path])
     assert main.main(["audit", "runs/best", "--steps", "0"]) == 0
+
+
+def test_averages_of_several_widths_are_kept_and_others_are_made_from_them(capsys: pytest.CaptureFixture[str]) -> None:
+    run = train("widths", "--optim.average-widths", "0.05", "0.1", "--checkpoint.every", "1", "--checkpoint.keep", "8")
+    state = run.state()
+    first = {path.partition("/average/")[2]: leaf for path, leaf in state.items() if "/average/" in path}
+    second = {path.partition("/others/1/")[2]: leaf for path, leaf in state.items() if "/others/1/" in path}
+    loaded = parameters("runs/widths")
+    assert first.keys() == second.keys() == loaded.keys()
+    for path, leaf in loaded.items():
+        np.testing.assert_array_equal(leaf, first[path])
+    # A width that the run computed is made of its own average alone; of both, any is between or beyond them.
+    assert main.main(["export", "runs/widths", "own", "--average-width", "0.1"]) == 0
+    for path, leaf in parameters("own").items():
+        np.testing.assert_allclose(leaf, second[path], rtol=1e-4, atol=1e-6)
+    printed = call(capsys, "export", "runs/widths", "wider", "--average-width", "0.2").stdout
+    assert "step 8, an average of width 0.2" in printed
+    wider = parameters("wider")
+    assert any((wider[path] != second[path]).any() for path in wider)
+    train("plain")
+    cases = {
+        ("runs/widths", "--average-width", "0.5"): "--average-width 0.5: choose 0.001 to 0.28",
+        ("runs/widths", "--average-width", "0.1", "--last", "2"): "leave out --step, --last and --adapter",
+        ("runs/plain", "--average-width", "0.1"): "runs/plain has no averages to make it from; name a run with",
+    }
+    for (source, *options), message in cases.items():
+        refused = call(capsys, "export", source, "refused", *options)
+        assert refused.code == 2 and message in refused.stderr and not Path("refused").exists()

@@ -16,6 +16,9 @@ Moments = Literal["float32", "bfloat16"]
 MuonScale = Literal["adam", "released"]
 Decayed = Literal["matrices", "kernels", "all"]
 
+NARROWEST, WIDEST = 0.001, 0.28
+"""Bounds of a width of averages; that of the mean of all steps is the root of 1/12, 0.289."""
+
 USES: dict[str, tuple[str, ...]] = {
     "adamw": ("b1", "b2", "eps"),
     "stable_adamw": ("b1", "b2", "eps"),
@@ -91,6 +94,9 @@ class Optim:
     average: float = 0.0
     """Decay of an exponential moving average of the parameters, which is validated, scored, exported and loaded in their place;
     0 = none."""
+    average_widths: tuple[float, ...] = ()
+    """Widths of averages of the parameters over shares of the steps so far: 0.05 is about the last 12% of them. The first is used
+    as that of --optim.average is; `zoo export --average-width` makes others from those of the kept checkpoints."""
     moments: Moments = "float32"
     """Number format of the stored moments. bfloat16: half the memory; rounded at random, so that the mean is exact."""
     offload: bool = False
@@ -135,10 +141,20 @@ class Optim:
             require(self.schedule == "constant", "optim.schedule", self.schedule, fix)
             fix = "schedule_free_adamw has an average of its own; choose 0, or another optimizer"
             require(not self.average, "optim.average", self.average, fix)
+            require(not self.average_widths, "optim.average_widths", " ".join(map(str, self.average_widths)), fix)
+        self._check_widths()
         require(self.freeze_layers >= 0, "optim.freeze_layers", self.freeze_layers, "choose 0 (none) or a number of layers")
         require(0 <= self.clip < math.inf, "optim.clip", self.clip, "choose 0 (off) or a norm")
         for text in self.rates:
             _parse_rate(text)
+
+    def _check_widths(self) -> None:
+        widths, text = self.average_widths, " ".join(map(str, self.average_widths))
+        valid = all(NARROWEST <= width <= WIDEST for width in widths) and len({*widths}) == len(widths)
+        fix = f"choose different widths of {NARROWEST} to {WIDEST}, first that of the average to score, such as 0.05 0.1"
+        require(valid, "optim.average_widths", text, fix)
+        fix = "the parameters have one kind of average; leave out --optim.average, or this option"
+        require(not (self.average and widths), "optim.average_widths", text, fix)
 
     @property
     def freezes(self) -> bool:
@@ -153,7 +169,7 @@ class Optim:
     @property
     def has_average(self) -> bool:
         """True if an average of the parameters is validated, scored, exported and loaded in their place."""
-        return self.average > 0 or self.is_schedule_free
+        return self.average > 0 or bool(self.average_widths) or self.is_schedule_free
 
     @property
     def can_round(self) -> bool:

@@ -1,14 +1,19 @@
-"""Averages of the parameters, as the last link of an optimizer's chain: exponential (Polyak and Juditsky 1992), or schedule-free.
+"""Averages of the parameters, as the last link of an optimizer's chain.
+
+There are exponential ones (Polyak and Juditsky 1992), those of power functions (Karras et al. 2024), and the schedule-free one.
 
 An average lies in the state of the optimizer, so it is sharded as the parameters, saved and restored with them, and remains as it
 is in a step that is skipped.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jaxtyping import Float64
 
 from train.engine.state import State
 
@@ -38,6 +43,79 @@ def average_parameters(decay: float) -> optax.GradientTransformationExtraArgs:
         return updates, AverageState(count, average)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+class PowerAverageState(NamedTuple):
+    """Averages of the parameters over shares of the updates so far."""
+
+    count: Any
+    """An int32 scalar."""
+    average: Any
+    """The average of the first width; a tree like the parameters."""
+    others: dict[str, Any]
+    """The averages of the other widths by their place, "1", "2", ...; each a tree like the parameters."""
+
+
+def average_by_powers(widths: Sequence[float]) -> optax.GradientTransformationExtraArgs:
+    """Return the link that leaves updates as they are, and averages the parameters that follow from them, once for each width.
+
+    After t updates the parameters of update n have a weight in proportion to n^g, so that the average is of a constant share of
+    the updates (Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models", section 3.1). g is the
+    `exponent_of_width`.
+    """
+    exponents = {str(place): exponent_of_width(width) for place, width in enumerate(widths)}
+
+    def init(params: Any) -> PowerAverageState:
+        return PowerAverageState(jnp.int32(0), params, {place: params for place in exponents if place != FIRST})
+
+    def update(updates: Any, state: Any, params: Any = None, **_: Any) -> tuple[Any, PowerAverageState]:
+        count = state.count + 1
+
+        def moved(old: Any, exponent: float) -> Any:
+            share = 1.0 - (1.0 - 1.0 / count.astype(jnp.float32)) ** (exponent + 1.0)
+            return jax.tree.map(lambda old, param, update: old + share * (param + update - old), old, params, updates)
+
+        others = {place: moved(old, exponents[place]) for place, old in state.others.items()}
+        return updates, PowerAverageState(count, moved(state.average, exponents[FIRST]), others)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+FIRST = "0"
+"""Place of the width whose average is scored."""
+
+
+def exponent_of_width(width: float) -> float:
+    """Return the exponent of the power function whose standard deviation is a share `width` of the updates (equation 3 there)."""
+    square = width**-2
+    roots = np.roots([1.0, 7.0, 16.0 - square, 12.0 - square])
+    return float(roots[np.abs(roots.imag) < 1e-9].real.max())
+
+
+def synthesis_weights(
+    counts: Float64[np.ndarray, " N"], exponents: Float64[np.ndarray, " N"], count: float, exponent: float
+) -> Float64[np.ndarray, " N"]:
+    """Return the weights of stored averages whose sum is nearest to another average (appendix C.3 there).
+
+    Unlike there, the weights add up to 1, so that parameters that never change remain the same.
+
+    Args:
+        counts, exponents: updates of each stored average, and its exponent.
+        count, exponent: those of the average to be approximated.
+    """
+
+    def overlap(first: Any, first_exponent: Any, second: Any, second_exponent: Any) -> Any:
+        """Return the integral of the product of two normalized power functions."""
+        ratio = (first / second) ** np.where(first < second, second_exponent, -first_exponent)
+        total = (first_exponent + 1) * (second_exponent + 1) * ratio
+        return total / ((first_exponent + second_exponent + 1) * np.maximum(first, second))
+
+    products = overlap(counts[:, None], exponents[:, None], counts[None], exponents[None])
+    with_target = overlap(counts, exponents, count, exponent)
+    # The least-squares problem with a Lagrange multiplier, in units of the count, which are those of 1 / products.
+    ones = np.ones(len(counts))
+    system = np.block([[products * count, ones[:, None]], [ones[None], np.zeros((1, 1))]])
+    return np.linalg.lstsq(system, np.append(with_target * count, 1.0), rcond=1e-12)[0][:-1]
 
 
 class ScheduleFreeState(NamedTuple):
@@ -76,14 +154,18 @@ def schedule_free(b1: float) -> optax.GradientTransformationExtraArgs:
 def scored_parameters(state: State) -> Any:
     """Return the trained parameters that validations and scores use: the average, if the run has one."""
     links = state.opt_state if isinstance(state.opt_state, tuple) else ()
-    return next((link.average for link in links if isinstance(link, AverageState | ScheduleFreeState)), state.params)
+    return next((link.average for link in links if isinstance(link, AVERAGES)), state.params)
 
 
-def stored_average(opt_state: Any, params: Any) -> dict[str, Any]:
-    """Return the part of an optimizer's state that is the average, as nested dicts, with `params` in its place.
+def stored_average(opt_state: Any, params: Any, width: int = 0) -> dict[str, Any]:
+    """Return the part of an optimizer's state that is an average, as nested dicts, with `params` in its place.
 
     Args:
         opt_state: the state, also as shapes.
+        width: the place of the average among those of several widths.
     """
-    place = next(i for i, link in enumerate(opt_state) if isinstance(link, AverageState | ScheduleFreeState))
-    return {"opt_state": {str(place): {"average": params}}}
+    place = next(i for i, link in enumerate(opt_state) if isinstance(link, AVERAGES))
+    return {"opt_state": {str(place): {"others": {str(width): params}} if width else {"average": params}}}
+
+
+AVERAGES = (AverageState, PowerAverageState, ScheduleFreeState)

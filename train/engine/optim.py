@@ -72,6 +72,7 @@ def make_optimizer(cfg: Optim, gradient_factors: Mapping[str, float] | None = No
         _scale_by_path(cfg) if cfg.rates else None,
         scale_by_rate(),
         averages.average_parameters(cfg.average) if cfg.average else None,
+        averages.average_by_powers(cfg.average_widths) if cfg.average_widths else None,
         averages.schedule_free(cfg.b1) if cfg.is_schedule_free else None,
     )
     return optax.chain(*(link for link in links if link is not None))

@@ -17,7 +17,7 @@ from train.tokenizers import hf_files
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights import adapter_params
 from train.weights.generation_settings import GENERATION_FILE, write_generation
-from train.weights.load import Loaded, load_average, load_model, restore_trained
+from train.weights.load import Loaded, load_average, load_model, load_width, restore_trained
 from train.weights.resolve_model_name import import_source, import_target
 from train.weights.reward_scale import RewardScale, write_scale
 from zoo import configs, models, published_weights
@@ -60,11 +60,14 @@ def _next_command(loaded: Loaded) -> str:
     return "fill-mask" if "masked" in loaded.params else "embed" if loaded.model.task == "body" else ""
 
 
-def export_run(run: str, target: str, *, step: int | None, last: int, shard: float, mesh: run_config.Mesh) -> int:
+def export_run(
+    run: str, target: str, *, step: int | None, last: int, shard: float, mesh: run_config.Mesh, width: float = 0.0
+) -> int:
     """Write a run's checkpoint as a published folder: config.json, safetensors of at most `shard` GB, the tokenizer's files.
 
     Args:
         last: write the mean of this many of its newest checkpoints instead; 0 = write one checkpoint.
+        width: write an average of this width at the newest step; 0 = write what the run computed.
 
     Raises:
         BadInput: see `train.weights.load.load_model`; `target` exists; or the model has no published form.
@@ -72,9 +75,13 @@ def export_run(run: str, target: str, *, step: int | None, last: int, shard: flo
     require(step is None or not last, "last", last, "this averages the newest checkpoints; leave out --step")
     with safetensors_dir.new_folder(Path(target)) as new_folder:
         devices = device_mesh.make_mesh(mesh)
-        loaded = load_average(run, devices, last) if last else load_model(run, devices, step)
+        if width:
+            loaded = load_width(run, devices, width)
+        else:
+            loaded = load_average(run, devices, last) if last else load_model(run, devices, step)
         dtype = _write(new_folder, loaded, largest=int(shard * 1e9))
     at = "" if loaded.step is None else f", step {loaded.step:,}" + (f" and {last - 1} before it, averaged" if last else "")
+    at += f", an average of width {width:g}" if width else ""
     form = "" if dtype == "float32" else f", written as {dtype}, which rounds none of these numbers"
     print(f"{target}: {_summary(loaded)}{at}{form}")
     return 0

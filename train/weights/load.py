@@ -8,13 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from train.checkpoints.checkpoints import Checkpoints
 from train.checkpoints.config_check import check_identity
 from train.config import run_config
-from train.engine import device_mesh
-from train.engine.averages import stored_average
+from train.engine import averages, device_mesh
 from train.engine.optim import make_optimizer
 from train.engine.state_init import all_params
 from train.engine.width_transfer import factors_of_run, transferred_params
@@ -112,6 +112,39 @@ def load_average(where: str, mesh: Mesh, last: int) -> Loaded:
     return dataclasses.replace(newest, params=jax.tree.map(lambda leaf: leaf / last, total), reward_scale=RewardScale())
 
 
+def load_width(where: str, mesh: Mesh, width: float) -> Loaded:
+    """Load a run with an average of its parameters at its newest step, of another width than those that it has computed.
+
+    It is the sum of the averages of all kept checkpoints that is nearest to it: `train.engine.averages.synthesis_weights`.
+
+    Raises:
+        BadInput: not a run, or one without `--optim.average-widths`, or with frozen parameters.
+    """
+    local = Path(run_fetch.local_name(where, all_steps=True))
+    run = read_config(local) if is_run(local) else None
+    fix = f"{where} has no averages to make it from; name a run with --optim.average-widths"
+    require(run is not None and bool(run.optim.average_widths), "average_width", width, fix)
+    assert run is not None
+    require(not run.has_frozen, "average_width", width, f"{where} has frozen parameters; leave it out")
+    checkpoints = Checkpoints(RunDir(local).checkpoints, run.checkpoint.keep, notify=_print_error)
+    steps, places = sorted(checkpoints.valid_steps()), range(len(run.optim.average_widths))
+    if not steps:
+        raise no_checkpoint(local)
+    stored = [(step, place) for step in steps for place in places]
+    exponents = np.array([averages.exponent_of_width(run.optim.average_widths[place]) for _, place in stored])
+    counts, exponent = np.array([step for step, _ in stored], np.float64), averages.exponent_of_width(width)
+    total: Any = None
+    for (step, place), weight in zip(
+        stored, averages.synthesis_weights(counts, exponents, float(steps[-1]), exponent).tolist(), strict=True
+    ):
+        trained, _, _ = _restore(local, checkpoints, run, mesh, step, place)
+        part = jax.tree.map(lambda leaf, weight=weight: weight * leaf, trained)
+        total = part if total is None else jax.tree.map(jnp.add, total, part)
+    params = transferred_params(factors_of_run(run), total) if run.width_transfer else total
+    # A stored normalization is of other parameters.
+    return dataclasses.replace(load_model(where, mesh, NEWEST), params=params, reward_scale=RewardScale())
+
+
 def _load_run(path: Path, mesh: Mesh, step: int | None) -> Loaded:
     run, folder = read_config(path), RunDir(path)
     for line in plugin_notices(path):
@@ -146,17 +179,29 @@ def restore_params(path: Path, run: run_config.Run, mesh: Mesh, step: int | None
 
 def restore_trained(path: Path, run: run_config.Run, mesh: Mesh, step: int | None) -> tuple[Any, int, dict[str, Any]]:
     """Return the same as `restore_params`, but only the trained parameters if the run has frozen ones."""
+    source = open_checkpoints(path, run, step)
+    # RUN/best has the average as its parameters.
+    has_average = run.optim.has_average and source.folder != RunDir(path).best.absolute()
+    return _restore(path, source, run, mesh, None if step == NEWEST else step, 0 if has_average else None)
+
+
+def _restore(
+    path: Path, source: Checkpoints, run: run_config.Run, mesh: Mesh, step: int | None, width: int | None
+) -> tuple[Any, int, dict[str, Any]]:
+    """Return what `restore_trained` does, from some checkpoints.
+
+    Args:
+        step: None = the newest one.
+        width: the place of an average; None = the parameters themselves.
+    """
     parts = frozen_layers.param_parts(run)
     parameters = all_params(models.model(run.model)) if parts is None else parts.trained
     abstract = param_parts.abstract_params(parameters, mesh)
     counter = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
-    source = open_checkpoints(path, run, step)
-    checkpoint_step = None if step == NEWEST else step
     stored = {"params": abstract}
-    if run.optim.has_average and source.folder != RunDir(path).best.absolute():
-        # RUN/best has the average as its parameters.
-        stored = stored_average(jax.eval_shape(make_optimizer(run.optim).init, abstract), abstract)
-    restored = source.restore({**stored, "step": counter}, step=checkpoint_step, partial=True)
+    if width is not None:
+        stored = averages.stored_average(jax.eval_shape(make_optimizer(run.optim).init, abstract), abstract, width)
+    restored = source.restore({**stored, "step": counter}, step=step, partial=True)
     if restored is None:
         raise no_checkpoint(path)
     state, meta = restored

@@ -57,6 +57,7 @@ def _check_fork(run: run_config.Run, source: run_config.Run, checkpoints: Checkp
     require(run.init_positions != "interpolate", "init_positions", run.init_positions, fix)
     ramp = ("data.ramp", "data.length") if run.data.ramp or source.data.ramp else ()
     options = ("seed", "width_transfer", "data.batch", *ramp, "optim.name", "optim.moments", "spikes.sigmas", "spikes.window")
+    options += ("optim.average_widths",) if run.optim.average_widths or source.optim.average_widths else ()
     values, own = (
         {name: "none" if value in ("", ()) else value for name, value in flat_options(config).items()} for config in (source, run)
     )

@@ -209,6 +209,18 @@ def check_export(run: str, last: int, step: int | None, shard: float, adapter: b
         require(not last, "last", last, "the mean of adapters is not that of the models; leave it out, or leave out --adapter")
 
 
+def check_average_width(width: float, *, alone: bool) -> None:
+    """Refuse a width of `zoo export --average-width` that is out of range, or beside an option that names other parameters.
+
+    Raises:
+        BadInput: the message names the option.
+    """
+    from train.config.optim_options import NARROWEST, WIDEST
+
+    require(not width or NARROWEST <= width <= WIDEST, "average_width", width, f"choose {NARROWEST} to {WIDEST}, or 0 (off)")
+    require(not width or alone, "average_width", width, "it is an average of its own; leave out --step, --last and --adapter")
+
+
 def check_run(run: Any) -> None:
     """Refuse a run whose input files are missing, or whose folder is in use, belongs to another run or cannot be created.
 

@@ -60,6 +60,9 @@ def export(args: list[str]) -> int:
         """Step of the checkpoint to use. None = the best checkpoint if the run keeps one, else the newest; -1 = the newest."""
         last: int = 0
         """Average the parameters of this many newest checkpoints, as in the Transformer paper; 0 = export one checkpoint."""
+        average_width: float = 0.0
+        """Export an average of this width at the newest step, made from the kept checkpoints of a run with --optim.average-widths
+        (Karras et al. 2024); 0 = the average of the run's first width."""
         adapter: bool = False
         """Write only the adapters of a run with --lora.rank, in peft's format; otherwise they are merged into the weights."""
         shard: float = 5.0
@@ -69,9 +72,10 @@ def export(args: list[str]) -> int:
 
     options = parse(Export, args=args, prog="zoo export")
     require_one_process(options.machine)
-    run = run_fetch.local_name(options.run, options.step, all_steps=options.last > 0)
+    run = run_fetch.local_name(options.run, options.step, all_steps=options.last > 0 or options.average_width > 0)
     early_checks.check_source(run, options.step)
     early_checks.check_export(run, options.last, options.step, options.shard, options.adapter)
+    early_checks.check_average_width(options.average_width, alone=options.step is None and not (options.last or options.adapter))
     early_checks.check_new(options.target)
     early_checks.check_weights(run)
     if (code := prepare_process(options.machine, ["export", *args])) is not None:
@@ -80,6 +84,5 @@ def export(args: list[str]) -> int:
 
     if options.adapter:
         return import_export.export_adapter(run, options.target, step=options.step, mesh=options.mesh)
-    return import_export.export_run(
-        run, options.target, step=options.step, last=options.last, shard=options.shard, mesh=options.mesh
-    )
+    which = {"step": options.step, "last": options.last, "width": options.average_width}
+    return import_export.export_run(run, options.target, **which, shard=options.shard, mesh=options.mesh)
