@@ -4,10 +4,8 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
 from safetensors.numpy import save
@@ -15,21 +13,19 @@ from safetensors.numpy import save
 from eval.commands import terminal_output
 from eval.commands.model_options import ModelOptions
 from eval.inference import encoder_runner
-from eval.inference.encoder_inputs import Texts
-from eval.inference.encoder_runner import Encoder, EncoderRow, Text
+from eval.inference.encoder_inputs import Texts, Vectors
+from eval.inference.encoder_runner import Encoder, Text
+from eval.inference.text_vectors import embed_texts, modules_of, unit_rows
 from train.run.progress_display import ProgressBar
 from train.run.run_dir import replace_atomically
-from zoo.batch import Batch
-from zoo.configs._pooling import Pool
+from zoo.embedding_modules import EmbeddingModules
 from zoo.errors import BadInput, cannot_write, require
 from zoo.file_access import check_output_file
-from zoo.models import Model
-from zoo.nn.pooling import SMALLEST, pool_tokens, unit_vectors
 
 FORMATS = (".npy", ".safetensors", ".jsonl")
 
 
-def run_embed(model: ModelOptions, source: Texts, *, pool: Pool, normalize: bool, out: str, as_json: bool) -> int:
+def run_embed(model: ModelOptions, source: Texts, *, options: Vectors, out: str, as_json: bool) -> int:
     """Embed texts, and write the vectors to a file or print the cosine of every two; return the exit code.
 
     Args:
@@ -37,8 +33,8 @@ def run_embed(model: ModelOptions, source: Texts, *, pool: Pool, normalize: bool
         as_json: print the lines of the .jsonl.
 
     Raises:
-        BadInput: see `train.weights.load.load_model`, `encoder_runner.read_texts` and `embed`; a file that cannot be written, or
-            too many texts for a table.
+        BadInput: see `train.weights.load.load_model`, `encoder_runner.read_texts` and `embed_texts`; a file that cannot be
+            written, or too many texts for a table.
     """
     file = Path(out) if out else None
     if file is not None:
@@ -47,7 +43,7 @@ def run_embed(model: ModelOptions, source: Texts, *, pool: Pool, normalize: bool
     if file is None and not as_json:
         _check_table(len(texts))
     encoder = Encoder.of(model.load(), batch=model.batch, dtype=model.dtype())
-    vectors = embed(encoder, texts, pool=pool, normalize=normalize, truncate=source.truncate, quiet=as_json)
+    vectors = embed_with_progress(encoder, texts, options, truncate=source.truncate, quiet=as_json)
     if file is not None:
         if jax.process_index() == 0:
             _write(file, texts, vectors)
@@ -60,36 +56,33 @@ def run_embed(model: ModelOptions, source: Texts, *, pool: Pool, normalize: bool
     return 0
 
 
-def embed(
-    encoder: Encoder, texts: Sequence[Text], *, pool: Pool, normalize: bool = False, truncate: bool = False, quiet: bool = False
+def embed_with_progress(
+    encoder: Encoder, texts: Sequence[Text], options: Vectors, *, truncate: bool = False, quiet: bool = False
 ) -> Float32[np.ndarray, "N D"]:
-    """Return a vector for each text, from the last hidden states.
-
-    Args:
-        pool: see `zoo.configs._pooling.Pool`.
-        normalize: divide each vector by its Euclidean length.
-        quiet: show no progress.
+    """Return a vector for each text by the files of the model and the options, which take precedence; see `embed_texts`.
 
     Raises:
-        BadInput: a text that is too long, or a vector that is not finite.
+        BadInput: see `embed_texts`; or the model has no prompt of the name.
     """
-    tokenizer = encoder.loaded.tokenizer
-    ids = list(tokenizer.encode_many(text for _, text in texts))
-    tokens = [
-        encoder.with_special_tokens(text_ids, where, truncate=truncate) for text_ids, (where, _) in zip(ids, texts, strict=True)
-    ]
-    rows = [EncoderRow(number, texts[number].where, text_tokens) for number, text_tokens in enumerate(tokens)]
-    vectors = np.empty((len(rows), encoder.loaded.model.config.width), np.float32)
+    modules, prompt = vector_settings(encoder, options)
     with ProgressBar("embedding", "texts", before="compiling", quiet=quiet or jax.process_index() != 0) as progress:
-        for done, (row, (vector,)) in enumerate(encoder.run(rows, _Pooled(pool, normalize)), 1):
-            vectors[row.number] = vector
-            progress(done, len(rows))
-    return vectors
+        return embed_texts(
+            encoder, texts, modules, prompt=prompt, dimensions=options.dimensions, truncate=truncate, progress=progress
+        )
+
+
+def vector_settings(encoder: Encoder, options: Vectors) -> tuple[EmbeddingModules, str]:
+    """Return (the modules of a model's folder with the options in their places, the text of the prompt)."""
+    modules = modules_of(encoder.loaded)
+    prompt = options.prompt_text or modules.prompt(options.prompt, encoder.loaded.where)
+    pool = modules.pool if options.pool == "auto" else options.pool
+    normalize = modules.normalize if options.normalize is None else options.normalize
+    return dataclasses.replace(modules, pool=pool, normalize=normalize), prompt
 
 
 def similarity_table(texts: Sequence[Text], vectors: Float32[np.ndarray, "N D"], columns: int | None) -> str:
     """Return the numbered texts and the cosine similarity of every two of them; a text longer than a line is cut."""
-    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), SMALLEST)
+    unit = unit_rows(vectors)
     numbers = range(1, len(texts) + 1)
     listed = [
         f"{number:>{NUMBER}}  {terminal_output.text_excerpt(text, 0, 0, columns and columns - NUMBER - 2)}"
@@ -141,15 +134,3 @@ def _line(text: Text, vector: Float32[np.ndarray, " D"]) -> str:
     # The shortest decimal that is read as the same float32.
     numbers = ", ".join(np.format_float_positional(value, trim="0") for value in vector)
     return f'{{"text": {json.dumps(text.text, ensure_ascii=False)}, "embedding": [{numbers}]}}\n'
-
-
-@dataclasses.dataclass(frozen=True)
-class _Pooled:
-    """The computation of the vectors, float32 [B, D]."""
-
-    pool: Pool
-    normalize: bool
-
-    def __call__(self, model: Model, params: Any, batch: Batch) -> tuple[jax.Array]:
-        vectors = pool_tokens(model.apply(params, batch).hidden.astype(jnp.float32), batch, self.pool)
-        return (unit_vectors(vectors) if self.normalize else vectors,)

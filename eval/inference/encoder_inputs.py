@@ -5,6 +5,7 @@ from typing import Literal
 
 import tyro
 
+from zoo.configs._pooling import Pool
 from zoo.errors import BadInput, require
 
 
@@ -35,6 +36,30 @@ class Texts:
     def texts(self) -> tuple[str, ...]:
         """Texts of all --text options."""
         return tuple(text for several in self.text for text in several)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Vectors:
+    """Options of the vectors of texts."""
+
+    pool: Pool | Literal["auto"] = "auto"
+    """auto: as the folder of the model says (1_Pooling), mean for a plain encoder.
+    mean: over all tokens, special tokens included, as in sentence-transformers; cls: the vector of the [CLS] token; last: that of
+    the last token; max: the largest value of each dimension; weighted_mean: a mean with the weights 1, 2, ... in order;
+    mean_sqrt: the sum divided by the square root of the number of tokens."""
+    normalize: bool | None = None
+    """Divide each vector by its length. None: if the folder of the model has a module for it."""
+    prompt: str = ""
+    """Name of the model's prompt that is put before each text, such as query; empty = its default prompt, if it has one."""
+    prompt_text: str = ""
+    """Text that is put before each text, in place of a prompt of the model."""
+    dimensions: int = 0
+    """Number of first dimensions to keep, before normalization; 0 = all."""
+
+    def __post_init__(self) -> None:
+        require(self.dimensions >= 0, "dimensions", self.dimensions, "choose 0 (all), or the number of first dimensions")
+        both = bool(self.prompt and self.prompt_text)
+        require(not both, "prompt", self.prompt, "there is --prompt-text too; give only one of the two")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from train.weights.load import Loaded, load_average, load_model, load_width, res
 from train.weights.resolve_model_name import import_source, import_target
 from train.weights.reward_scale import RewardScale, write_scale
 from zoo import configs, models, published_weights
+from zoo.embedding_modules import read_modules, write_modules
 from zoo.errors import require
 from zoo.hf import safetensors_dir
 from zoo.lora import peft_files
@@ -123,6 +124,8 @@ def _write(folder: Path, loaded: Loaded, largest: int = 5_000_000_000) -> str:
         print(f"! {NO_PADDING}", file=sys.stderr)
     hf_files.write_tokenizer(folder, loaded.tokenizer, longest=getattr(cfg, "context", None))
     write_generation(folder, _generation_values(loaded, ids))
+    if loaded.folder is not None and (modules := read_modules(loaded.folder)) is not None:
+        write_modules(folder, modules, cfg.width)
     if loaded.reward_scale != RewardScale():
         write_scale(folder, dataclasses.replace(loaded.reward_scale, step=None))
     return dtype

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from zoo.cli.python_arguments import (
     one_or_list,
 )
 from zoo.cli.trust_option import trust_folder
+from zoo.configs._pooling import Pool
 from zoo.errors import BadInput
 
 if TYPE_CHECKING:
@@ -262,24 +263,41 @@ class LoadedModel:
         return one_or_list(results, texts)
 
     def embed(
-        self, texts: str | Sequence[str], *, pool: str = "mean", normalize: bool = False, truncate: bool = False
+        self,
+        texts: str | Sequence[str],
+        *,
+        pool: str = "auto",
+        normalize: bool | None = None,
+        truncate: bool = False,
+        prompt: str = "",
+        prompt_text: str = "",
+        dimensions: int = 0,
     ) -> "Float32[np.ndarray, '...']":
         """Return the float32 vector [D] of a text from an encoder's last layer, or those of several texts [N, D].
 
         Args:
-            pool: "mean" over all tokens, special ones included; "cls", the first special token's.
-            normalize: divide each vector by its Euclidean length.
+            pool: a name of `zoo.configs._pooling.Pool`; "auto": as the folder of the model says, "mean" for a plain encoder.
+            normalize: divide each vector by its Euclidean length; None: as the folder of the model says.
             truncate: cut the end off a text that is longer than the model's positions.
+            prompt: name of the model's prompt that is put before each text; "": its default prompt, if it has one.
+            prompt_text: text that is put before each text.
+            dimensions: number of first dimensions, before normalization; 0 = all.
 
         Raises:
             BadInput: a model that is not an encoder, or a text that is too long.
         """
-        from eval.commands.embed import embed
+        from eval.commands.embed import embed_with_progress
+        from eval.inference.encoder_inputs import Vectors
 
-        check_argument(pool in ("mean", "cls"), "pool", pool, "choose mean or cls")
-        flags = {name: check_type(bool, value, name) for name, value in (("normalize", normalize), ("truncate", truncate))}
+        pools = ("auto", *get_args(Pool))
+        check_argument(pool in pools, "pool", pool, f"choose {', '.join(pools)}")
+        flag = None if normalize is None else check_type(bool, normalize, "normalize")
+        check_type(bool, truncate, "truncate")
+        strings = {name: check_type(str, text, name) for name, text in (("prompt", prompt), ("prompt_text", prompt_text))}
+        count = check_type(int, dimensions, "dimensions")
         named = _named(check_texts(texts, "texts", blank=False))
-        vectors = embed(self._encoder(), named, pool=pool, **flags)  # pyright: ignore[reportArgumentType]
+        options = Vectors(pool=pool, normalize=flag, dimensions=count, **strings)  # pyright: ignore[reportArgumentType]
+        vectors = embed_with_progress(self._encoder(), named, options, truncate=truncate, quiet=True)
         return vectors[0] if isinstance(texts, str) else vectors
 
     def export(self, folder: str | Path) -> Path:

@@ -17,10 +17,11 @@ PREFIX = "hub:"
 PATTERNS = [
     *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json"),
     *("tokenizer*.json", "vocab.*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json"),
-    "chat_template.jinja",
+    *("chat_template.jinja", "modules.json", "config_sentence_transformers.json", "sentence_*_config.json", "[0-9]*/config.json"),
 ]
-IGNORED = ["*/*"]
-"""The same weights in other formats, for other programs, in folders of their own: gpt-oss has `original` and `metal`."""
+IGNORED = ["[!0-9]*/*"]
+"""The same weights in other formats, for other programs, in folders of their own: gpt-oss has `original` and `metal`. A folder
+of sentence-transformers' modules begins with a digit."""
 FLAX_PATTERNS = ["flax_model.msgpack", "flax_model.msgpack.index.json", "flax_model-*.msgpack"]
 """Weights that are fetched if a model has no safetensors."""
 PATIENCE = 5.0

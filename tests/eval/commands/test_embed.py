@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from eval.commands.embed import embed
 from eval.inference import encoder_runner
 from eval.inference.encoder_inputs import Texts
 from eval.inference.encoder_runner import Encoder
 from eval.inference.likelihood import row_length
+from eval.inference.text_vectors import embed_texts
 from tests.support import encoders
 from tests.support.commands import assert_refused, call
 from zoo.configs._pooling import Pool
+from zoo.embedding_modules import EmbeddingModules
 from zoo.errors import BadInput
 
 TEXTS = (
@@ -32,7 +33,8 @@ TEXTS = (
 
 @functools.cache
 def vectors(family: str = "bert", pool: Pool = "mean", batch: int = 4, normalize: bool = False, **which: Any) -> np.ndarray:
-    return embed(encoders.encoder(family, batch, **which), encoders.texts(*TEXTS), pool=pool, normalize=normalize)
+    modules = EmbeddingModules(pool=pool, normalize=normalize)
+    return embed_texts(encoders.encoder(family, batch, **which), encoders.texts(*TEXTS), modules)
 
 
 @functools.cache
@@ -135,4 +137,4 @@ def test_a_tokenizer_without_special_tokens_is_refused() -> None:
 @pytest.mark.planted
 def test_vector_that_is_not_finite_is_refused_with_its_text() -> None:
     with pytest.raises(BadInput, match="text 2: the hidden states are not finite; the weights are damaged"):
-        embed(encoders.broken("bert", "Paris"), encoders.texts(*TEXTS[:2], TEXTS[0], TEXTS[0]), pool="mean")
+        embed_texts(encoders.broken("bert", "Paris"), encoders.texts(*TEXTS[:2], TEXTS[0], TEXTS[0]), EmbeddingModules())

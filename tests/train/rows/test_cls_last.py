@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.commands import fill_mask
-from eval.commands.embed import embed
 from eval.inference.encoder_likelihoods import pseudo_nats
 from eval.inference.encoder_runner import Encoder
+from eval.inference.text_vectors import embed_texts
 from eval.tasks.held_out import labelled_scores
 from tests.support import encoders, small, tiny
 from tests.support.encoder_text import stream
@@ -40,6 +40,7 @@ from train.tokenizers.special_tokens import SpecialTokens
 from train.weights.load import Loaded
 from zoo.batch import IGNORED, Batch
 from zoo.configs._encoder import LABELLED
+from zoo.embedding_modules import EmbeddingModules
 from zoo.errors import BadInput
 from zoo.models import Model
 
@@ -188,7 +189,7 @@ def encoder() -> Encoder:
 @pytest.mark.full
 def test_a_text_is_embedded_by_the_state_of_its_cls(encoder: Encoder):
     texts = encoders.texts("the whale sees the men", "who")
-    for vector, (_, text) in zip(embed(encoder, texts, pool="cls"), texts, strict=True):
+    for vector, (_, text) in zip(embed_texts(encoder, texts, EmbeddingModules(pool="cls")), texts, strict=True):
         np.testing.assert_allclose(vector, outputs([*ids(text), SEP, CLS])[0][-1], rtol=1e-4, atol=1e-5)
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.commands import embed
 from eval.inference.encoder_runner import Encoder, Text
+from eval.inference.text_vectors import embed_texts
 from tests.support.processes import Ended
 from train.config import run_config
 from train.engine import device_mesh
 from train.weights.load import load_model
+from zoo.embedding_modules import EmbeddingModules
 
 pytestmark = pytest.mark.weights
 
@@ -33,7 +34,7 @@ def test_similarities_of_sentences_are_the_documented_ones(folder: Path) -> None
     """The library's documentation prints 0.6660, 0.1046 and 0.1411 for its first example and this model."""
     encoder = Encoder.of(load_model(folder, device_mesh.make_mesh(run_config.Mesh())), batch=8, dtype="float32")
     lines = [Text(str(number), text) for number, text in enumerate((*PAIRS[0], *PAIRS[1]))]
-    vectors = embed.embed(encoder, lines, pool="mean", normalize=True)
+    vectors = embed_texts(encoder, lines, EmbeddingModules(normalize=True))
     alike = vectors @ vectors.T
     assert alike[0, 1] == pytest.approx(0.6660, abs=5e-4)
     assert alike[0, 2] == pytest.approx(0.1046, abs=5e-4)

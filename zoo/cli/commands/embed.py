@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Annotated
 
 from zoo.cli import early_checks
-from zoo.cli.command_setup import prepare_model_command
+from zoo.cli.command_setup import names_option, prepare_model_command
 from zoo.cli.option_parser import parse
-from zoo.configs._pooling import Pool
 from zoo.file_access import check_output_file
 
 
@@ -16,7 +15,7 @@ def embed(args: list[str]) -> int:
     import tyro
 
     from eval.commands.model_options import ModelOptions
-    from eval.inference.encoder_inputs import Texts
+    from eval.inference.encoder_inputs import Texts, Vectors
 
     @dataclasses.dataclass(frozen=True)
     class Embed:
@@ -24,18 +23,16 @@ def embed(args: list[str]) -> int:
 
         model: Annotated[ModelOptions, tyro.conf.arg(name="", prefix_name=False)]
         texts: Annotated[Texts, tyro.conf.arg(name="", prefix_name=False)]
-        pool: Pool = "mean"
-        """mean: over all tokens, special tokens included, as in sentence-transformers; cls: the vector of the [CLS] token; last:
-        that of the last token; max: the largest value of each dimension; weighted_mean: a mean with the weights 1, 2, ... in
-        order; mean_sqrt: the sum divided by the square root of the number of tokens."""
+        vectors: Annotated[Vectors, tyro.conf.arg(name="", prefix_name=False)] = Vectors()
         normalize: bool = False
-        """Divide each vector by its length."""
+        """Divide each vector by its length. Without either option: if the folder of the model has a module for it (Normalize)."""
         out: str = ""
         """File to write: .npy (an array), .safetensors (the array as "embeddings") or .jsonl (an object for each text)."""
         json: bool = False
         """Print one JSON object per text."""
 
-    options = parse(Embed, args=args, prog="zoo embed")
+    options = parse(Embed, args=args, prog="zoo embed", unlisted={Vectors: ("normalize",)})
+    normalize = options.normalize if options.normalize or names_option(args, "--no-normalize") else None
     if options.out:
         check_output_file(Path(options.out), "out")
     files = {"--files": options.texts.files}
@@ -46,8 +43,7 @@ def embed(args: list[str]) -> int:
     return embed.run_embed(
         options.model,
         options.texts,
-        pool=options.pool,
-        normalize=options.normalize,
+        options=dataclasses.replace(options.vectors, normalize=normalize),
         out=options.out,
         as_json=options.json,
     )
