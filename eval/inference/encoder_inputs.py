@@ -63,6 +63,24 @@ class Vectors:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskVectors:
+    """Options of the vectors that a task compares."""
+
+    pool: Pool | Literal["auto"] = "auto"
+    """As --pool of `zoo embed`; auto: as the folder of the model says, mean for a plain encoder."""
+    dimensions: int = 0
+    """Number of first dimensions to compare; 0 = all."""
+    query_prompt: str | None = None
+    """Text put before each query (retrieval, rerank). None: the model's prompt `query`, else its default prompt."""
+    document_prompt: str | None = None
+    """Text put before each document (retrieval, rerank). None: the model's prompt `document` or `passage`, else its default."""
+
+    def __post_init__(self) -> None:
+        fix = "choose 0 (all), or the number of first dimensions"
+        require(self.dimensions >= 0, "vectors.dimensions", self.dimensions, fix)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Unlabelled:
     """Inputs to predict labels for: files of examples, or texts."""
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from eval.inference.batch_loop import Progress, no_progress
+from eval.inference.encoder_inputs import TaskVectors
 from eval.inference.encoder_runner import Encoder, EncoderRow, Text
 from train.weights.load import Loaded
 from zoo.batch import Batch
@@ -18,6 +19,10 @@ from zoo.embedding_modules import DenseLayer, EmbeddingModules, read_modules
 from zoo.errors import BadInput, require
 from zoo.models import Model
 from zoo.nn.pooling import SMALLEST, pool_tokens
+
+Side = Literal["sentence", "query", "document"]
+SIDES: dict[Side, tuple[str, ...]] = {"sentence": (), "query": ("query",), "document": ("document", "passage")}
+"""Side of a comparison -> names of the model's prompts for it."""
 
 
 def modules_of(loaded: Loaded) -> EmbeddingModules:
@@ -38,6 +43,7 @@ def embed_texts(
     prompt: str = "",
     dimensions: int = 0,
     truncate: bool = False,
+    cut: list[str] | None = None,
     progress: Progress = no_progress,
 ) -> Float32[np.ndarray, "N D"]:
     """Return a vector for each text, from the last hidden states.
@@ -47,6 +53,7 @@ def embed_texts(
         dimensions: number of first dimensions to return, before normalization (Kusupati et al. 2022, "Matryoshka Representation
             Learning"); 0 = all.
         truncate: cut the end off a text that is too long.
+        cut: list to which the names of such texts are added.
         progress: called with (texts done, all texts).
 
     Raises:
@@ -69,6 +76,9 @@ def embed_texts(
     tokens = [
         encoder.with_special_tokens(text_ids, where, truncate=truncate) for text_ids, (where, _) in zip(ids, texts, strict=True)
     ]
+    if cut is not None:
+        special = len(encoder.special_tokens.single(np.zeros(0, np.int32))[0])
+        cut += [where for text_ids, (where, _) in zip(ids, texts, strict=True) if len(text_ids) + special > encoder.room]
     rows = [EncoderRow(number, texts[number].where, text_tokens) for number, text_tokens in enumerate(tokens)]
     pooled = np.empty((len(rows), hidden), np.float32)
     skip = 0
@@ -80,6 +90,67 @@ def embed_texts(
         progress(done, len(rows))
     vectors = dense_output(modules.dense, pooled)[:, : dimensions or width]
     return unit_rows(vectors) if modules.normalize else np.ascontiguousarray(vectors)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TaskEmbedder:
+    """The vectors of a task's texts, by the files of the model and the options of the task."""
+
+    encoder: Encoder
+    modules: EmbeddingModules
+    options: TaskVectors
+    cut: list[str] = dataclasses.field(default_factory=list)
+    """Names of the texts whose ends were cut off, as is usual in these tasks; they are reported."""
+
+    @staticmethod
+    def of(loaded: Loaded, options: TaskVectors, *, batch: int, dtype: Any) -> "TaskEmbedder":
+        """Return the vectors of a loaded encoder.
+
+        Raises:
+            BadInput: see `Encoder.of` and `modules_of`.
+        """
+        modules = modules_of(loaded)
+        pool = modules.pool if options.pool == "auto" else options.pool
+        return TaskEmbedder(Encoder.of(loaded, batch=batch, dtype=dtype), dataclasses.replace(modules, pool=pool), options)
+
+    def vectors(self, texts: Sequence[Text], side: Side, progress: Progress = no_progress) -> Float32[np.ndarray, "N D"]:
+        """Return vectors whose dot product is the similarity of the model, cosine or dot; of "sentence"s always the cosine.
+
+        Raises:
+            BadInput: see `embed_texts`; or the model compares vectors in another way.
+        """
+        modules = self.modules
+        own = {"query": self.options.query_prompt, "document": self.options.document_prompt}.get(side)
+        vectors = embed_texts(
+            self.encoder,
+            texts,
+            modules,
+            prompt=modules.side_prompt(SIDES[side]) if own is None else own,
+            dimensions=self.options.dimensions,
+            truncate=True,
+            cut=self.cut,
+            progress=progress,
+        )
+        return vectors if side != "sentence" and check_similarity(self.encoder.loaded, modules) == "dot" else unit_rows(vectors)
+
+    def details(self) -> dict[str, Any]:
+        """Return what a result says about the texts that were cut; nothing if there are none."""
+        if not self.cut:
+            return {}
+        longest = min(self.encoder.room, self.modules.longest or self.encoder.room)
+        return {"too long": f"{len(self.cut):,} texts were cut to {longest:,} tokens, the first at {self.cut[0]}"}
+
+
+def check_similarity(loaded: Loaded, modules: EmbeddingModules) -> Literal["cosine", "dot"]:
+    """Return how the vectors of a model are compared.
+
+    Raises:
+        BadInput: by a distance.
+    """
+    if modules.similarity not in ("cosine", "dot"):
+        fix = "write cosine or dot as similarity_fn_name in config_sentence_transformers.json"
+        raise BadInput(f"{loaded.where}: search by {modules.similarity} distance is not supported; {fix}")
+    return modules.similarity
 
 
 def dense_output(layers: Sequence[DenseLayer], vectors: Float32[np.ndarray, "N D"]) -> Float32[np.ndarray, "N E"]:

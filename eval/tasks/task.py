@@ -7,6 +7,7 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 
 from eval.inference.batch_loop import Progress
+from eval.inference.encoder_inputs import TaskVectors
 from eval.inference.likelihood_methods import LikelihoodMethod
 from train.config.option_groups import Labelled
 from train.config.rollout_options import JudgedResponses
@@ -55,6 +56,8 @@ class Settings:
     """Options of beam search."""
     rollout: JudgedResponses = JudgedResponses()
     """Responses that are sampled, and what judges them."""
+    vectors: TaskVectors = TaskVectors()
+    """Options of the vectors that are compared."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ def evaluate(args: list[str]) -> int:
     """Run `zoo eval RUN [options]`, or with `--task T --files ...` or `--suite S --suite-data DIR` for a RUN|DIR|hub:ID."""
     import tyro
 
+    from eval.inference.encoder_inputs import TaskVectors
     from eval.inference.likelihood_methods import LikelihoodMethod
     from train.config.option_groups import Labelled
     from train.config.rollout_options import JudgedResponses
@@ -39,6 +40,7 @@ def evaluate(args: list[str]) -> int:
         Language models: blimp, choices, word_ratios, reading, lambada, perplexity, or harness:NAME (a YAML task of
         lm-evaluation-harness).
         Encoders: masked, pseudo_perplexity, blimp. XLNet: permutation_likelihood. Both, on the same tokens: masked:all.
+        Encoders as embedding models: sts, pair_classification, retrieval, rerank.
         Fine-tuned encoders: labelled, or labelled:NAME for the metrics of a GLUE task.
         Encoder-decoders: text_to_text, or text_to_text:bleu.
         Reward models: preferences (also language models and encoder-decoders), rewards, or rewards:normalize.
@@ -92,6 +94,8 @@ def evaluate(args: list[str]) -> int:
         """Options for reading files (labelled, text_to_text, preferences). Those that are not named are the run's own."""
         rollout: JudgedResponses = JudgedResponses()
         """Responses that are sampled from the model and judged (responses)."""
+        vectors: TaskVectors = TaskVectors()
+        """Vectors of texts that are compared (sts, pair_classification, retrieval, rerank)."""
         mesh: Mesh = dataclasses.field(default_factory=Mesh)
         machine: Annotated[Machine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(default_factory=Machine)
 
@@ -175,6 +179,7 @@ def _score_run(options: Any, args: list[str]) -> int:
         ("labelled", "labelled", "options", "labelled"),
         ("search", "beams", "and its options", "text_to_text"),
         ("rollout", "rollout", "options", "responses"),
+        ("vectors", "vectors", "options", "retrieval"),
     ):
         require(getattr(options, name) == fields[name].default, key, text, f"they need --task {task}")
     run = run_fetch.local_name(options.run, options.step)
@@ -207,7 +212,7 @@ def _score_task(options: Any, args: list[str]) -> int:
     from eval.commands import run_task
     from eval.tasks.task import Settings
 
-    settings = {name: getattr(options, name) for name in (*PASSED, "search", "rollout")}
+    settings = {name: getattr(options, name) for name in (*PASSED, "search", "rollout", "vectors")}
     settings["labelled"] = dataclasses.replace(options.labelled, named=named_fields(args, "labelled"))
     code = run_task.run_task(
         run,
