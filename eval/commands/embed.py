@@ -10,12 +10,16 @@ import numpy as np
 from jaxtyping import Float32
 from safetensors.numpy import save
 
+from eval import task_data_files
 from eval.commands import terminal_output
 from eval.commands.model_options import ModelOptions
 from eval.inference import encoder_runner
-from eval.inference.encoder_inputs import Texts, Vectors
+from eval.inference.encoder_inputs import TaskVectors, Texts, Vectors
 from eval.inference.encoder_runner import Encoder, Text
-from eval.inference.text_vectors import embed_texts, modules_of, unit_rows
+from eval.inference.text_vectors import TaskEmbedder, embed_texts, modules_of, unit_rows
+from eval.inference.vector_index import write_index
+from eval.tasks.retrieval import read_documents
+from train.data.text_files import nonblank_lines
 from train.run.progress_display import ProgressBar
 from train.run.run_dir import replace_atomically
 from zoo.embedding_modules import EmbeddingModules
@@ -23,6 +27,45 @@ from zoo.errors import BadInput, cannot_write, require
 from zoo.file_access import check_output_file
 
 FORMATS = (".npy", ".safetensors", ".jsonl")
+
+
+def run_index(model: ModelOptions, source: Texts, *, options: Vectors, index: str) -> int:
+    """Write an index of documents for `zoo search`, and return the exit code.
+
+    Args:
+        source: files of documents: corpus.jsonl as of BEIR, with `_id`, `text` and perhaps `title`, or .txt, one a line.
+        index: the new folder.
+
+    Raises:
+        BadInput: see `train.weights.load.load_model`, `eval.tasks.retrieval.read_documents` and `TaskEmbedder`; `index` exists.
+    """
+    documents = _read_documents(source)
+    loaded = model.load()
+    document_prompt = options.prompt_text or (modules_of(loaded).prompt(options.prompt, loaded.where) if options.prompt else None)
+    settings = TaskVectors(pool=options.pool, dimensions=options.dimensions, document_prompt=document_prompt)
+    embedder = TaskEmbedder.of(loaded, settings, batch=model.batch, dtype=model.dtype(), truncate=source.truncate)
+    with ProgressBar("embedding", "texts", before="compiling") as progress:
+        vectors = embedder.vectors([*documents.values()], "document", progress)
+    write_index(Path(index), embedder, documents, vectors)
+    terminal_output.write_output(
+        f"{index}: {len(documents):,} documents x {vectors.shape[1]}; zoo search {index} TEXT --model ...\n"
+    )
+    return 0
+
+
+def _read_documents(source: Texts) -> dict[str, Text]:
+    """Return the documents of the files by their ids; a line of a .txt has the name of its place."""
+    documents: dict[str, Text] = {}
+    for file in task_data_files.find_data_files(source.files, (".jsonl", ".txt")):
+        is_text = file.suffix.lower() == ".txt"
+        lines = (Text(where, text) for where, text in nonblank_lines(file)) if is_text else ()
+        for name, text in ((Path(text.where).name, text) for text in lines) if is_text else read_documents(file).items():
+            if name in documents:
+                raise BadInput(
+                    f"{text.where}: the id {json.dumps(name)} is that of {documents[name].where} too; give each its own"
+                )
+            documents[name] = text
+    return documents
 
 
 def run_embed(model: ModelOptions, source: Texts, *, options: Vectors, out: str, as_json: bool) -> int:

@@ -99,11 +99,13 @@ class TaskEmbedder:
     encoder: Encoder
     modules: EmbeddingModules
     options: TaskVectors
+    truncate: bool = True
+    """Cut the ends off texts that are too long, as is usual in these tasks."""
     cut: list[str] = dataclasses.field(default_factory=list)
-    """Names of the texts whose ends were cut off, as is usual in these tasks; they are reported."""
+    """Names of the texts that were cut; they are reported."""
 
     @staticmethod
-    def of(loaded: Loaded, options: TaskVectors, *, batch: int, dtype: Any) -> "TaskEmbedder":
+    def of(loaded: Loaded, options: TaskVectors, *, batch: int, dtype: Any, truncate: bool = True) -> "TaskEmbedder":
         """Return the vectors of a loaded encoder.
 
         Raises:
@@ -111,7 +113,8 @@ class TaskEmbedder:
         """
         modules = modules_of(loaded)
         pool = modules.pool if options.pool == "auto" else options.pool
-        return TaskEmbedder(Encoder.of(loaded, batch=batch, dtype=dtype), dataclasses.replace(modules, pool=pool), options)
+        encoder = Encoder.of(loaded, batch=batch, dtype=dtype)
+        return TaskEmbedder(encoder, dataclasses.replace(modules, pool=pool), options, truncate)
 
     def vectors(self, texts: Sequence[Text], side: Side, progress: Progress = no_progress) -> Float32[np.ndarray, "N D"]:
         """Return vectors whose dot product is the similarity of the model, cosine or dot; of "sentence"s always the cosine.
@@ -119,19 +122,23 @@ class TaskEmbedder:
         Raises:
             BadInput: see `embed_texts`; or the model compares vectors in another way.
         """
-        modules = self.modules
-        own = {"query": self.options.query_prompt, "document": self.options.document_prompt}.get(side)
+        is_dot = side != "sentence" and check_similarity(self.encoder.loaded, self.modules) == "dot"
         vectors = embed_texts(
             self.encoder,
             texts,
-            modules,
-            prompt=modules.side_prompt(SIDES[side]) if own is None else own,
+            self.modules,
+            prompt=self.prompt(side),
             dimensions=self.options.dimensions,
-            truncate=True,
+            truncate=self.truncate,
             cut=self.cut,
             progress=progress,
         )
-        return vectors if side != "sentence" and check_similarity(self.encoder.loaded, modules) == "dot" else unit_rows(vectors)
+        return vectors if is_dot else unit_rows(vectors)
+
+    def prompt(self, side: Side) -> str:
+        """Return the text that is put before the texts of a side."""
+        own = {"query": self.options.query_prompt, "document": self.options.document_prompt}.get(side)
+        return self.modules.side_prompt(SIDES[side]) if own is None else own
 
     def details(self) -> dict[str, Any]:
         """Return what a result says about the texts that were cut; nothing if there are none."""

@@ -72,7 +72,7 @@ def read_collection(names: Sequence[str], settings: Settings) -> Collection:
     for file in (folder / "corpus.jsonl", folder / "queries.jsonl", qrels):
         if not file.exists():
             raise no_such_file(file, "--files ")
-    documents, queries = _read_texts(folder / "corpus.jsonl"), _read_texts(folder / "queries.jsonl")
+    documents, queries = read_documents(folder / "corpus.jsonl"), read_documents(folder / "queries.jsonl")
     grades: dict[str, dict[str, int]] = {}
     for where, query, document, grade in _read_qrels(qrels):
         for name, kind, texts, file in ((query, "query", queries, "queries"), (document, "document", documents, "corpus")):
@@ -170,8 +170,12 @@ def _result(values: dict[str, ranking.PerQuery], origins: Sequence[str], details
     return Result(metrics, len(origins), details, outcomes=outcomes)
 
 
-def _read_texts(file: Path) -> dict[str, Text]:
-    """Return the texts of a file by their ids."""
+def read_documents(file: Path) -> dict[str, Text]:
+    """Return the texts of a corpus.jsonl by their ids; a title comes before its text.
+
+    Raises:
+        BadInput: a line that cannot be read, an id twice, or an empty text.
+    """
     texts: dict[str, Text] = {}
     for where, line in nonblank_lines(file):
         value = parse_object(line, where, '{"_id": "...", "text": "..."}')

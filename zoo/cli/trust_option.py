@@ -20,6 +20,7 @@ COMMANDS = (
     "predict",
     "fill-mask",
     "embed",
+    "search",
     "data",
     "import",
     "export",

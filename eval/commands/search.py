@@ -1,0 +1,49 @@
+"""`zoo search`: the documents of an index that are nearest to a text."""
+
+import json
+from pathlib import Path
+
+from eval.commands import terminal_output
+from eval.commands.model_options import ModelOptions
+from eval.inference.encoder_inputs import TaskVectors
+from eval.inference.encoder_runner import Text
+from eval.inference.text_vectors import TaskEmbedder
+from eval.inference.top_k import top_k
+from eval.inference.vector_index import check_model, read_entries, read_index
+from train.run.progress_display import ProgressBar
+
+NUMBER, SCORE, IDENTIFIER = 4, 9, 16
+"""Terminal columns of the rank, the score and the id of a document."""
+
+
+def run_search(
+    model: ModelOptions, folder: Path, query: str, *, prompt: str | None, k: int, truncate: bool, as_json: bool
+) -> int:
+    """Print rank, score, id and text of the k nearest documents, and return the exit code.
+
+    Args:
+        prompt: text that is put before the query; None = the model's prompt for queries.
+        k: number of documents; at most all of them.
+        truncate: cut a query that is too long.
+        as_json: print an object for each document.
+
+    Raises:
+        BadInput: not an index, an index of another model, a query that is too long, or vectors that are not finite.
+    """
+    settings, vectors = read_index(folder)
+    loaded = model.load()
+    options = TaskVectors(pool=settings.pool, dimensions=settings.dimensions, query_prompt=prompt)
+    embedder = TaskEmbedder.of(loaded, options, batch=model.batch, dtype=model.dtype(), truncate=truncate)
+    check_model(folder, settings, loaded, embedder.modules)
+    with ProgressBar("searching", "documents", before="compiling", quiet=as_json) as progress:
+        query_vector = embedder.vectors([Text("the query", query)], "query")
+        (scores,), (rows,) = top_k(query_vector, vectors, k, mesh=loaded.mesh, progress=progress)
+    width = terminal_output.terminal_width()
+    for rank, (score, (name, text)) in enumerate(zip(scores.tolist(), read_entries(folder, rows.tolist()), strict=True), 1):
+        if as_json:
+            row = json.dumps({"rank": rank, "score": score, "id": name, "text": text}, ensure_ascii=False)
+        else:
+            row = f"{rank:>{NUMBER}}{score:>{SCORE}.4f}  {terminal_output.text_excerpt(name, 0, 0, None):{IDENTIFIER}}  "
+            row += terminal_output.text_excerpt(text, 0, 0, width and max(20, width - len(row)))
+        terminal_output.write_output(f"{row}\n")
+    return 0
