@@ -61,7 +61,7 @@ def describe_loss(
     def loss(params: Any, batch: Batch, seeds: Any, frozen: Any, base: Any, carry: Any) -> Any:
         cast = cast_params(parameters.training_params(params, base), dtype)
         batch = objective.complete_batch(
-            model, lambda: cast, batch, frozen, reduce=lambda x: x, num_micro=1, chunk=run.loss_chunk
+            model, lambda: cast, batch, frozen, seeds=seeds, reduce=lambda x: x, num_micro=1, chunk=run.loss_chunk
         )
         return objective.loss(model, cast, batch, frozen, seeds=seeds, carry=carry, smoothing=0.0, chunk=run.loss_chunk)
 

@@ -54,7 +54,8 @@ class Batch:
     labels: Any | None = None
     """Labels for the head; `IGNORED` where there is none. For sequences int32 (regression: float32) [B, Q], or int32 [B, O] if a
     sequence may have several labels, 1 for those it has and 0 for the others; for tokens int32 [B, T], for a span its first and
-    last position, int32 [B, 2], for choices int32 [B], where the other fields are [B, C, T]."""
+    last position, int32 [B, 2], for choices int32 [B], where the other fields are [B, C, T], as for
+    vectors of texts, whose labels are the numbers of the texts, int32 [B, C], or the score of a pair, float32 [B, 1]."""
     source: "Batch | None" = None
     """The encoder's input in an encoder-decoder."""
     index: UInt32[Any, "..."] | None = None
@@ -63,7 +64,8 @@ class Batch:
     """Further numbers of each example, float32 arrays with the batch axis first: "margin" [B] of a preference,
     "reference" [B, 2], the log-probabilities of its completions under a reference, "desired" [B], 1 or 0, the label of a
     completion, and "z" [B], the reference point of Kahneman-Tversky optimization; of a sampled response "advantage" [B], and
-    "old" and "reference" [B, T], the log-probabilities of its tokens when it was sampled and under a reference."""
+    "old" and "reference" [B, T], the log-probabilities of its tokens when it was sampled and under a reference; of texts in
+    micro-batches "losses" [B], and their gradients "vectors" [B, C, D] and "log_scale" [B]."""
 
     @property
     def predicted_positions(self) -> Int[Any, "*B P"] | None:

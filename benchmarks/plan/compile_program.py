@@ -191,7 +191,7 @@ def _batch_program(run: run_config.Run, mesh: Mesh, *, train: bool) -> Any:
 
     def forward(params: Any, batch: Batch, carry: Any, frozen: Any, base: Any) -> Any:
         cast = cast_params(parameters.model_params(params, base), DTYPES[run.precision])
-        options: dict[str, Any] = {"reduce": lambda x: x, "num_micro": 1, "chunk": run.loss_chunk}
+        options: dict[str, Any] = {"seeds": None, "reduce": lambda x: x, "num_micro": 1, "chunk": run.loss_chunk}
         batch = objective.complete_batch(model, lambda: cast, batch, frozen, **options)
         return objective.loss(model, cast, batch, frozen, seeds=None, carry=carry, smoothing=0.0, chunk=run.loss_chunk)
 

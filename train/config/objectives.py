@@ -19,6 +19,7 @@ from train.config.data_options import (
 from train.config.declaration import ObjectiveOptions, TokenOptions
 from train.config.distillation_options import Distillation, ResponseDistillation, StoredDistillation, TripleLoss
 from train.config.dpo_options import Dpo
+from train.config.embedding_options import ContrastiveOptions, SimilarityOptions
 from train.config.kto_options import Kto
 from train.config.policy_gradient_options import PolicyGradientLoss, Ppo
 from train.config.rollout_options import Rollout
@@ -390,6 +391,7 @@ OPTIONS: dict[str, type[ObjectiveOptions]] = {
         *(CausalOptions, LeftToRightOptions, MaskedOptions, DistilledOptions, PermutationOptions, DenoisingOptions),
         *(TextToTextOptions, InstructionOptions, ClassificationOptions, TaggingOptions, SpanOptions, ChoiceOptions),
         *(PreferenceOptions, DpoOptions, KtoOptions, PolicyGradientOptions, PpoOptions),
+        *(ContrastiveOptions, SimilarityOptions),
     )
 }
 """Maps the name of an objective of the zoo to the class of its options."""

@@ -222,11 +222,16 @@ class Columns(ExampleFileOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PairTables(Columns):
-    """Reading of tables of texts (classification, text to text)."""
+class Tables(ExampleFileOptions):
+    """Reading of tables of texts."""
 
     header: bool = True
     """Take column names from the first line of a .tsv or .csv; otherwise columns are numbered 1, 2, ..., as in .conll."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairTables(Columns, Tables):
+    """Reading of tables of texts (classification, text to text)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

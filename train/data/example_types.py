@@ -68,6 +68,25 @@ class Choice(Example):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Ranked(Example):
+    """A query, the text that belongs to it, and texts that do not."""
+
+    query: str
+    positive: str = ""
+    """"" if the query is its own positive."""
+    negatives: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoredPair(Example):
+    """Two texts and the score of their similarity."""
+
+    first: str
+    second: str
+    score: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Pair(Example):
     """A source text and its target text."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from train.config.data_options import Data
 from train.config.option_groups import Choices, ExampleFileOptions, LabelledTexts, PairTables, TaggedWords
-from train.data import dataset_formats, preference_records, prompt_records, records
+from train.data import dataset_formats, embedding_records, preference_records, prompt_records, records
 from train.data.dataset_formats import get_field
 from train.data.dialogues import is_dialogue, parse_dialogue
 from train.data.example_types import Answer, Choice, Example, Pair, Question, Tagged, Text
@@ -27,6 +27,7 @@ Reader = Callable[[Path, Any], Iterator[Record | BadInput]]
 ANY: dict[str, Reader] = {".jsonl": records.read_json_records, ".parquet": records.read_parquet_records}
 CHAT: dict[str, Reader] = {**ANY, ".json": records.json_array}
 """Files of instructions, preferences and prompts."""
+TABLES: dict[str, Reader] = {".tsv": records.read_tsv, ".csv": records.comma_separated, **ANY}
 LABEL_LISTS = 'with --labelled.multi-label, write a list of names, "labels", in .jsonl or .parquet'
 """The advice in messages about labels that are not lists."""
 
@@ -315,7 +316,7 @@ def _number(value: Any, where: str) -> float:
 
 TASKS = {
     "classification": Task(
-        {".tsv": records.read_tsv, ".csv": records.comma_separated, ".txt": dataset_formats.read_trec, **ANY},
+        {**TABLES, ".txt": dataset_formats.read_trec},
         _text,
         ("tsv", "csv", "jsonl", "label_first"),
     ),
@@ -323,9 +324,9 @@ TASKS = {
         {".conll": dataset_formats.read_conll, ".annotated": dataset_formats.read_conll, **ANY}, _tagged, ("conll", "jsonl")
     ),
     "span": Task({".json": dataset_formats.read_squad, **ANY}, _question, ("squad", "jsonl")),
-    "text_to_text": Task(
-        {".tsv": records.read_tsv, ".csv": records.comma_separated, **CHAT}, _pair, ("tsv", "csv", "jsonl", "json")
-    ),
+    "text_to_text": Task({**TABLES, **CHAT}, _pair, ("tsv", "csv", "jsonl", "json")),
+    "contrastive": Task(TABLES, embedding_records.ranked_of_record, ("tsv", "csv", "jsonl")),
+    "similarity": Task(TABLES, embedding_records.scored_pair_of_record, ("tsv", "csv", "jsonl")),
     "instruction": Task(CHAT, lambda record, options: parse_dialogue(record), ("jsonl", "json")),
     **dict.fromkeys(("preference", "dpo"), Task(CHAT, preference_records.preference_of_record, ("jsonl", "json"))),
     "kto": Task(CHAT, preference_records.unpaired_preference, ("jsonl", "json")),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from train.config.option_groups import ExampleFileOptions, PairTables
+from train.config.option_groups import ExampleFileOptions, Tables
 from train.data.arrow import read_parquet_rows
 from train.data.sources import Split
 from train.data.text_files import decoded_lines, json_type, lines_or_errors, list_names, parse_json_line, parse_object, read_whole
@@ -81,7 +81,7 @@ def numbered_record(where: str, cells: Iterable[Any], line: int) -> Record:
     return Record(where, {str(number): cell for number, cell in enumerate(cells, 1)}, True, line=line)
 
 
-def read_tsv(file: Path, options: PairTables, on_blank: Callable[[], None] = no_action) -> Iterator[Record | BadInput]:
+def read_tsv(file: Path, options: Tables, on_blank: Callable[[], None] = no_action) -> Iterator[Record | BadInput]:
     """Read lines of cells separated by tabs. Quotation marks are ordinary characters; a cell has neither tabs nor line ends.
 
     Args:
@@ -100,7 +100,7 @@ def read_tsv(file: Path, options: PairTables, on_blank: Callable[[], None] = no_
     yield from _table(file, rows(), options)
 
 
-def comma_separated(file: Path, options: PairTables, on_blank: Callable[[], None] = no_action) -> Iterator[Record | BadInput]:
+def comma_separated(file: Path, options: Tables, on_blank: Callable[[], None] = no_action) -> Iterator[Record | BadInput]:
     """Read the rows of a .csv (RFC 4180): a cell in quotation marks may contain commas and line ends."""
 
     def rows() -> Iterator[tuple[int, list[str]]]:
@@ -163,7 +163,7 @@ def read_data_set(split: Split) -> Iterator[Record]:
 
 
 def _table(
-    file: Path, rows: Iterator[tuple[int, list[str]]] | Iterator[tuple[int, list[str] | BadInput]], options: PairTables
+    file: Path, rows: Iterator[tuple[int, list[str]]] | Iterator[tuple[int, list[str] | BadInput]], options: Tables
 ) -> Iterator[Record | BadInput]:
     """Yield records of rows of cells, (line, cells or error); every row must have as many cells as the first one."""
     names: list[str] = []

@@ -18,7 +18,7 @@ from train.config.run_config import Run
 from train.data import labelled_reader
 from train.data.example_types import Example, Tagged, Text
 from train.inputs.example_inputs import ExampleInputs, ExampleRows, Halves
-from train.rows import example_rows
+from train.rows import embedding_rows, example_rows
 from train.rows.example_rows import ExampleRow
 from train.rows.row_source import digest_of, evenly_spaced
 from train.tokenizers.tokenizer import Tokenizer
@@ -153,7 +153,9 @@ def rows_of_labels(
     """
     options, length = run.options.labelled, run.data.length
     names = {name: number for number, name in enumerate(getattr(run.model, "labels", ()))}
-    rows = tuple(FEATURES[run.objective](examples, tokenizer, options, length, names, advice=advice))
+    group = getattr(run.options, run.objective, None)
+    more = {} if group is None else {"group": group}
+    rows = tuple(FEATURES[run.objective](examples, tokenizer, options, length, names, advice=advice, **more))
     sizes = {row.example: row.size for row in rows}
     too_long = sum(size > length for size in sizes.values())
     number, size = max(sizes.items(), key=lambda item: item[1], default=(0, 0))
@@ -209,8 +211,15 @@ FEATURES: dict[str, Callable[..., Iterable[ExampleRow]]] = {
     "choice": lambda examples, tokenizer, options, length, names, **more: example_rows.choice_rows(
         examples, tokenizer, options, length, **more
     ),
+    "contrastive": lambda examples, tokenizer, options, length, names, **more: embedding_rows.ranked_rows(
+        examples, tokenizer, options, length, **more
+    ),
+    "similarity": lambda examples, tokenizer, options, length, names, **more: embedding_rows.scored_rows(
+        examples, tokenizer, options, length, **more
+    ),
 }
-"""Objective -> `(examples, tokenizer, options, length, names, *, advice) -> rows`."""
+"""Objective -> `(examples, tokenizer, options, length, names, *, advice) -> rows`; with the argument `group` the options of the
+objective itself, if it has a group of its name."""
 
 
 def outputs(run: Run) -> tuple[bool, bool]:

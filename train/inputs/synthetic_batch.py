@@ -9,7 +9,20 @@ from pathlib import Path
 
 from train import recipes
 from train.config import run_config
-from train.data.example_types import Answer, Choice, Example, Pair, Preference, Prompt, Question, Tagged, Text, UnpairedPreference
+from train.data.example_types import (
+    Answer,
+    Choice,
+    Example,
+    Pair,
+    Preference,
+    Prompt,
+    Question,
+    Ranked,
+    ScoredPair,
+    Tagged,
+    Text,
+    UnpairedPreference,
+)
 from train.data.text_files import Document
 from train.inputs import labelled_inputs
 from train.inputs.run_inputs import EXAMPLES
@@ -106,4 +119,9 @@ def _examples(run: run_config.Run) -> Sequence[Example]:
             return [Tagged(words=WORDS, tags=(label,) * len(WORDS), origin=origin)]
         case "span":
             return [Question(id="0", question=text, context=text, answers=(Answer(text.split()[0], 0),), origin=origin)]
+        case "contrastive":
+            negatives = WORDS[2:3] * run.options.contrastive.negatives
+            return [Ranked(query=WORDS[0], positive=WORDS[1], negatives=negatives, origin=origin)]
+        case "similarity":
+            return [ScoredPair(first=WORDS[0], second=WORDS[1], score=0.0, origin=origin)]
     return [Choice(article=text, question=text, options=(text,) * OPTIONS, answer=0, origin=origin)]

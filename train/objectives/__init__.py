@@ -15,7 +15,7 @@ from train.objectives.base import Objective
 from zoo import configs, models, plugins
 from zoo.errors import require
 
-BASES = ("base", "student", "response_student")
+BASES = ("base", "student", "response_student", "embedding")
 """Modules of base classes."""
 
 

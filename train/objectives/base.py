@@ -203,6 +203,7 @@ class Objective(abc.ABC):
         batch: Batch,
         frozen: Any,
         *,
+        seeds: Any,
         reduce: Callable[[Any], Any],
         num_micro: int,
         chunk: int,
@@ -214,6 +215,7 @@ class Objective(abc.ABC):
         Args:
             params: returns the same parameters as the argument `params` of `loss`.
             batch: the rows of the global batch; under pmap, those of one device.
+            seeds: as in `loss`, of all rows of the batch.
             reduce: function that sums a pytree of arrays over devices under pmap, and does nothing elsewhere.
             num_micro: number of micro-batches, a divisor of the rows; larger parts of the batch may not fit into memory
                 (`train.engine.micro_batches.map_rows`).

@@ -30,7 +30,7 @@ class MultipleChoice(LabelledObjective):
     @classmethod
     def join_options(cls, options: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """Return the fields of all options, stacked on a first axis C."""
-        return {name: np.stack([option[name] for option in options]) for name in options[0]}
+        return stacked_options(options)
 
     def loss(
         self, model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
@@ -46,15 +46,26 @@ OBJECTIVE = MultipleChoice
 
 def option_logits(model: Model, params: Any, batch: Batch, seeds: Any = None) -> Float[Array, "B C"]:
     """Return a logit for each option. Options are separate rows of the model, with different dropout."""
+    rows, seeds = option_rows(batch, seeds)
+    summaries = task_heads.sequence_summaries(model.apply(params, rows, seeds=seeds), rows)
+    return model.sequence_logits(params, summaries, seeds)[:, 0, 0].reshape(-1, batch.tokens.shape[1])  # [B, C]
+
+
+def stacked_options(options: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return the fields of the options of a row, stacked on a first axis C."""
+    return {name: np.stack([option[name] for option in options]) for name in options[0]}
+
+
+def option_rows(batch: Batch, seeds: Any) -> tuple[Batch, Any]:
+    """Return the options of a batch as rows [B * C, T] without labels, and the seeds of each, [B * C, 2]; None = no dropout."""
     count = batch.tokens.shape[1]
 
     def flat(x: Any) -> Any:
         return None if x is None else x.reshape(-1, *x.shape[2:])  # [B, C, ...] -> [B * C, ...]
 
     fields = {name: flat(getattr(batch, name)) for name in ("tokens", "segments", "positions", "types", "summary_at")}
-    flat_batch = dataclasses.replace(batch, **fields, labels=None, weights=None)
+    rows = dataclasses.replace(batch, **fields, labels=None, weights=None, index=None, extra=None)
     if seeds is not None:
         indices = jnp.broadcast_to(jnp.arange(count, dtype=jnp.uint32), (len(seeds), count))  # [B, C]
         seeds = counter_rng.fold(jnp.repeat(seeds, count, axis=0), flat(indices))
-    summaries = task_heads.sequence_summaries(model.apply(params, flat_batch, seeds=seeds), flat_batch)
-    return model.sequence_logits(params, summaries, seeds)[:, 0, 0].reshape(-1, count)  # [B, C]
+    return rows, seeds

@@ -1,4 +1,4 @@
-"""Recipes that fine-tune a pretrained encoder on labelled examples: the body is that of `--init`, the head is new.
+"""Recipes that fine-tune a pretrained encoder on labelled examples: the body is that of `--init`, a head is new.
 
 Their hyperparameters are BERT's (Devlin et al. 2019, appendix A.3) unless a docstring says otherwise. A tenth of the training
 examples selects the checkpoint. The numbers to expect were measured with --data.validation-share 0: training used that tenth too,
@@ -9,6 +9,7 @@ import dataclasses
 
 from train.config.data_options import LabelledData
 from train.config.declaration import ObjectiveOptions
+from train.config.embedding_options import ContrastiveOptions, SimilarityOptions
 from train.config.objectives import ChoiceOptions, ClassificationOptions, SpanOptions, TaggingOptions
 from train.config.option_groups import Selection
 from train.config.run_config import Checkpoint, Log, Optim, Run
@@ -61,7 +62,29 @@ def finetune_choice(init: str = "") -> Run:
     return _run("finetune-choice", ChoiceOptions(), "choice", init, length=512)
 
 
-def _run(name: str, options: ObjectiveOptions, task: Task, init: str, *, length: int) -> Run:
+def embed_contrastive(init: str = "") -> Run:
+    """Train the vectors of texts on queries with their documents (retrieval), or on texts alone (SimCSE).
+
+    Command: zoo train embed-contrastive --init DIR --data.paths pairs.jsonl
+    Hardware: 2 CPU cores, float32.
+    Time: not measured.
+    Expect: not measured.
+    """
+    return _run("embed-contrastive", ContrastiveOptions(), "body", init, length=128, batch=64)
+
+
+def embed_similarity(init: str = "") -> Run:
+    """Train the vectors of texts on pairs with a score of their similarity (STS).
+
+    Command: zoo train embed-similarity --init DIR --data.paths pairs.tsv
+    Hardware: 2 CPU cores, float32.
+    Time: not measured.
+    Expect: not measured.
+    """
+    return _run("embed-similarity", SimilarityOptions(), "body", init, length=128, batch=32)
+
+
+def _run(name: str, options: ObjectiveOptions, task: Task, init: str, *, length: int, batch: int = 16) -> Run:
     model = dataclasses.replace(configs.find_size("bert-base-uncased")[1].config, task=task)
     model = pretrained_config.with_head(model, init) if init else model
     return Run(
@@ -71,7 +94,7 @@ def _run(name: str, options: ObjectiveOptions, task: Task, init: str, *, length:
         init=init,
         steps=1_000,
         # A family without learned positions has no `context`.
-        data=LabelledData(length=min(length, getattr(model, "context", length)), batch=16, validation_share=0.1),
+        data=LabelledData(length=min(length, getattr(model, "context", length)), batch=batch, validation_share=0.1),
         optim=Optim(lr=3e-5, warmup=100, schedule="linear", final=0.0, b2=0.999, eps=1e-6, weight_decay=0.01),
         selection=Selection(best=True),
         checkpoint=Checkpoint(every=200),

@@ -40,10 +40,11 @@ class ExampleRow(NamedTuple):
     """An example as ids, or one window of a question's context."""
 
     inputs: tuple[TemplateIds, ...]
-    """One, or one for each option."""
+    """One, or one for each option or text."""
     labels: Int32[np.ndarray, "*S"] | Float[np.ndarray, "*S"]
-    """[1] the class or number of a text; [O] if it may have several labels, 1 for those it has, else 0; [n] the tags of the ids;
-    [2] the first and last position of an answer, or twice the position of CLS if none; [] the index of the right option."""
+    """[1] the class or number of a text, or the score of a pair; [O] if it may have several labels, 1 for those it has, else 0;
+    [n] the tags of the ids; [2] the first and last position of an answer, or twice the position of CLS if none; [] the index of
+    the right option; [C] the numbers of texts, which are equal for equal texts."""
     weights: Float[np.ndarray, " S"]
     """Weights of the labels in the loss: [n] of tags, otherwise [1]."""
     example: int
@@ -63,7 +64,7 @@ class Advice(NamedTuple):
 TRAINING = Advice()
 
 
-def _refuse_long(make: Callable[..., Iterator[ExampleRow]]) -> Callable[..., Iterator[ExampleRow]]:
+def refuse_long(make: Callable[..., Iterator[ExampleRow]]) -> Callable[..., Iterator[ExampleRow]]:
     """Decorate a function that yields rows to raise `BadInput` after the last row if examples were longer than a row.
 
     With --labelled.truncate they are cut instead. With --labelled.skip-bad their rows are yielded, and
@@ -91,7 +92,7 @@ def _refuse_long(make: Callable[..., Iterator[ExampleRow]]) -> Callable[..., Ite
         example, size = examples[longest], too_long[longest]
         count = f" (the longest of {len(too_long):,} that are too long, of {len(examples):,})" if len(too_long) > 1 else ""
         if isinstance(example, Question) and isinstance(options, Questions):
-            question_size = size - length + _longest_question(length, options, _special_tokens(tokenizer))
+            question_size = size - length + _longest_question(length, options, special_tokens_of(tokenizer))
             raise BadInput(
                 f"{example.origin}: a question of {question_size} tokens leaves too little of a row of {length} for a stride of "
                 f"{options.stride}{count}; {advice.longer} or a shorter --labelled.stride, {advice.shorter}"
@@ -101,7 +102,7 @@ def _refuse_long(make: Callable[..., Iterator[ExampleRow]]) -> Callable[..., Ite
     return checked
 
 
-@_refuse_long
+@refuse_long
 def classification_rows(
     examples: Sequence[Text], tokenizer: Tokenizer, options: LabelledTexts, length: int, names: Mapping[str, int]
 ) -> Iterator[ExampleRow]:
@@ -110,23 +111,23 @@ def classification_rows(
     The label is a class of `names`, several of them, or a number. XLNet's templates have `cls` at the end, here and in the
     functions below.
     """
-    special = _special_tokens(tokenizer)
-    encoded = _encoded(tokenizer, (text for item in examples for text in (item.text, item.pair)))
+    special = special_tokens_of(tokenizer)
+    encoded = encoded_texts(tokenizer, (text for item in examples for text in (item.text, item.pair)))
     for number, example in enumerate(examples):
         first, second = encoded[example.text], None if example.pair is None else encoded[example.pair]
-        inputs, size = _fill_template(first, second, special, length)
+        inputs, size = fill_template(first, second, special, length)
         yield ExampleRow((inputs,), _label_array(example, options, names), np.ones(1, np.float32), number, size=size)
 
 
-@_refuse_long
+@refuse_long
 def tagging_rows(
     examples: Sequence[Tagged], tokenizer: Tokenizer, options: TaggedWords, length: int, names: Mapping[str, int]
 ) -> Iterator[ExampleRow]:
     """Yield `cls words sep`, with each tag at the first id of its word, if it has ids (Devlin et al. 2019, section 5.3)."""
-    special = _special_tokens(tokenizer)
+    special = special_tokens_of(tokenizer)
     for number, example in enumerate(examples):
         ids, word = tokenizer.encode_words(example.words)
-        inputs, size = _fill_template(ids, None, special, length)
+        inputs, size = fill_template(ids, None, special, length)
         classes = np.array([class_of(names, tag, example.origin) for tag in example.tags], np.int32)
         first = np.diff(word, prepend=-1) > 0
         labels = np.full(len(inputs.ids), IGNORED, np.int32)
@@ -137,13 +138,13 @@ def tagging_rows(
         yield ExampleRow((inputs,), labels, (labels != IGNORED).astype(np.float32), number, size=size)
 
 
-@_refuse_long
+@refuse_long
 def choice_rows(examples: Sequence[Choice], tokenizer: Tokenizer, options: Choices, length: int) -> Iterator[ExampleRow]:
     """Yield `cls article sep question option sep` for each option (Radford et al. 2018, 3.2; Liu et al. 2019, 5.3)."""
-    special = _special_tokens(tokenizer)
+    special = special_tokens_of(tokenizer)
     seconds_of = [[f"{item.question} {option}" for option in item.options] for item in examples]
     texts_of = ((item.article, *second_texts) for item, second_texts in zip(examples, seconds_of, strict=True))
-    encoded = _encoded(tokenizer, (text for texts in texts_of for text in texts))
+    encoded = encoded_texts(tokenizer, (text for texts in texts_of for text in texts))
     for number, (example, second_texts) in enumerate(zip(examples, seconds_of, strict=True)):
         if len(second_texts) != len(seconds_of[0]):
             raise BadInput(
@@ -151,19 +152,19 @@ def choice_rows(examples: Sequence[Choice], tokenizer: Tokenizer, options: Choic
                 "many for every question"
             )
         article = encoded[example.article]
-        inputs, sizes = zip(*(_fill_template(article, encoded[text], special, length) for text in second_texts), strict=True)
+        inputs, sizes = zip(*(fill_template(article, encoded[text], special, length) for text in second_texts), strict=True)
         yield ExampleRow(inputs, np.array(example.answer, np.int32), np.ones(1, np.float32), number, size=max(sizes))
 
 
-@_refuse_long
+@refuse_long
 def question_rows(examples: Sequence[Question], tokenizer: Tokenizer, options: Questions, length: int) -> Iterator[ExampleRow]:
     """Yield `cls question sep window sep` for each window of the context (Devlin et al. 2019, sections 4.2 and 4.3).
 
     A window has all tokens of the row that the question leaves, and begins `stride` tokens after the one before it; the last one
     ends with the context. A window that does not contain the whole answer is labelled as having none.
     """
-    special = _special_tokens(tokenizer)
-    questions, contexts = _encoded(tokenizer, (item.question for item in examples)), _encoded_contexts(tokenizer, examples)
+    special = special_tokens_of(tokenizer)
+    questions, contexts = encoded_texts(tokenizer, (item.question for item in examples)), _encoded_contexts(tokenizer, examples)
     for number, example in enumerate(examples):
         question, (ids, spans) = questions[example.question], contexts(example.context)
         longest_question = _longest_question(length, options, special)
@@ -243,13 +244,13 @@ def padded_row(
 # --- Helpers ---
 
 
-def _special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
+def special_tokens_of(tokenizer: Tokenizer) -> SpecialTokens:
     if tokenizer.special_tokens is None:
         raise BadInput("--tokenizer.path: this tokenizer has no special tokens cls and sep; choose one of an encoder")
     return tokenizer.special_tokens
 
 
-def _encoded(tokenizer: Tokenizer, texts: Iterable[str | None]) -> dict[str, Int32[np.ndarray, " n"]]:
+def encoded_texts(tokenizer: Tokenizer, texts: Iterable[str | None]) -> dict[str, Int32[np.ndarray, " n"]]:
     """Return the ids of each text; a text that occurs several times is tokenized once."""
     unique = [text for text in dict.fromkeys(texts) if text is not None]
     return dict(zip(unique, tokenizer.encode_many(unique), strict=True))
@@ -270,7 +271,7 @@ def _longest_question(length: int, options: Questions, special: SpecialTokens) -
     return length - 2 - special.between - options.stride
 
 
-def _fill_template(
+def fill_template(
     first: Int[np.ndarray, " a"], second: Int[np.ndarray, " b"] | None, special: SpecialTokens, length: int
 ) -> tuple[TemplateIds, int]:
     """Return the template cut to `length`, and its size before; the end of the longer text is cut until both are equally long."""

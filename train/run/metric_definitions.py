@@ -60,6 +60,9 @@ METRICS: dict[str, Metric] = {
     ),
     "next_loss": Metric(label="next-sentence loss", note="mean loss per pair of segments, in nats", better="lower"),
     "accuracy": Metric(label="accuracy", note="share of predictions that are right", better="higher", reference="majority_share"),
+    "mrr": Metric(
+        label="reciprocal rank", note="mean of 1 / the rank of the right text among all candidates, 0 to 1", better="higher"
+    ),
     "next_accuracy": Metric(
         label="next-sentence accuracy", note="share of pairs classified correctly as consecutive or not", better="higher"
     ),

@@ -55,11 +55,10 @@ def make_step(
         # Computed outside of the loss, so that no gradient is taken through these numbers.
         assert batch.index is not None
         num_micro = run.micro_batches(len(batch.index))
-        options: dict[str, Any] = {"reduce": reduce, "num_micro": num_micro, "chunk": run.loss_chunk}
+        seeds = example_seeds(state.key, state.step, batch.index)
+        options: dict[str, Any] = {"seeds": seeds, "reduce": reduce, "num_micro": num_micro, "chunk": run.loss_chunk}
         batch = objective.complete_batch(model, lambda: cast(state.params), batch, frozen, **options)
         weights = reduce({**model_weights(model, batch), **objective.weights(batch)})
-        assert batch.index is not None
-        seeds = example_seeds(state.key, state.step, batch.index)
 
         def loss(params: Any, micro: tuple[Any, ...]) -> tuple[jax.Array, tuple[Metrics, Any]]:
             batch, seeds, carry = micro

@@ -29,6 +29,8 @@ Objective = Literal[
     "tagging",
     "span",
     "choice",
+    "contrastive",
+    "similarity",
     "denoising",
     "text_to_text",
     "instruction",

@@ -120,7 +120,7 @@ FAMILY = Family(
     flops=functools.partial(encoder.flops, HEADS, mlp_kernels=3),
     sequence_logits=functools.partial(task_heads.sequence_logits, HEADS),
     token_logits=functools.partial(task_heads.token_logits, HEADS),
-    objectives=("masked", "distilled", "classification", "tagging", "span", "choice", "preference"),
+    objectives=("masked", "distilled", *task_heads.FINE_TUNED),
     names=encoder.published_names(HEADS, "model.", BODY, tied={"decoder.weight": "embed/tokens/embedding"}),
     padded={"embed/tokens/embedding": "vocab", "masked/bias": "vocab"},
     lora=("Wqkv",),

@@ -308,7 +308,7 @@ FAMILY = Family(
     sequence_logits=functools.partial(task_heads.sequence_logits, HEADS),
     token_logits=functools.partial(task_heads.token_logits, HEADS),
     init_carry=init_carry,
-    objectives=("permutation", "classification", "tagging", "span", "choice", "preference"),
+    objectives=("permutation", *task_heads.FINE_TUNED),
     names=encoder.published_names(HEADS, "transformer.", BODY, tied={"lm_loss.weight": "embed/tokens/embedding"}),
     sharding=(
         (r"embed/mask/embedding", (None,)),

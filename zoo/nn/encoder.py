@@ -47,7 +47,7 @@ def encoder_family(
         flops=functools.partial(flops, heads),
         sequence_logits=functools.partial(task_heads.sequence_logits, heads),
         token_logits=functools.partial(task_heads.token_logits, heads),
-        objectives=("masked", "left_to_right", "distilled", "classification", "tagging", "span", "choice", "preference"),
+        objectives=("masked", "left_to_right", "distilled", *task_heads.FINE_TUNED),
         names=published_names(heads, prefix, body, tied=tied, constants=("embeddings.position_ids",)),
         padded={"embed/tokens/embedding": "vocab", "masked/bias": "vocab"},
         lora=lora,

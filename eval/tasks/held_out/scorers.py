@@ -3,14 +3,22 @@
 Objectives name their scorers (`train.config.objectives`): causal `language_model_scores.score_text` (bits per byte, perplexity,
 loss); masked, left-to-right, distilled and permutation `masked_lm_scores` (perplexity and accuracy of predictions); denoising,
 text to text and instruction `language_model_scores.score_targets` (perplexity); fine-tuning `labelled_scores`; reward models, dpo
-and kto `preference_scores` (accuracy and margin); policy_gradient and ppo `policy_scores` (mean reward of greedy responses).
+and kto `preference_scores` (accuracy and margin); contrastive and similarity `embedding_scores` (accuracy and mean reciprocal
+rank of retrieval, correlations of similarities); policy_gradient and ppo `policy_scores` (mean reward of greedy responses).
 """
 
 import functools
 from collections.abc import Callable
 from typing import Any
 
-from eval.tasks.held_out import labelled_scores, language_model_scores, masked_lm_scores, policy_scores, preference_scores
+from eval.tasks.held_out import (
+    embedding_scores,
+    labelled_scores,
+    language_model_scores,
+    masked_lm_scores,
+    policy_scores,
+    preference_scores,
+)
 from eval.tasks.held_out.scoring_inputs import ScoringInputs
 from train.config import run_config
 
@@ -22,6 +30,8 @@ SCORERS: dict[str, Callable[[ScoringInputs], Callable[[Any], Any]]] = {
     "preference": preference_scores.score_reward_model,
     "dpo": preference_scores.score_dpo,
     "kto": preference_scores.score_kto,
+    "contrastive": embedding_scores.score_contrastive,
+    "similarity": embedding_scores.score_similarity,
     "responses": policy_scores.score_policy,
 }
 """Name in the declaration of an objective -> function that returns the scorer, (parameters) -> score; a score has `record()`."""

@@ -35,7 +35,7 @@ from zoo.batch import Batch
 from zoo.errors import BadInput
 
 MESH = device_mesh.make_mesh(run_config.Mesh(), jax.devices()[:1])
-COMPLETE: dict[str, Any] = dict(reduce=lambda x: x, num_micro=1, chunk=0)
+COMPLETE: dict[str, Any] = dict(seeds=None, reduce=lambda x: x, num_micro=1, chunk=0)
 LOSS: dict[str, Any] = dict(seeds=None, carry={}, smoothing=0.0, chunk=0)
 # Compiled once for all losses and their gradients.
 log_probs = jax.jit(sequence_log_probs, static_argnums=0, static_argnames="chunk")

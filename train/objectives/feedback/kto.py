@@ -40,6 +40,7 @@ class KahnemanTversky(ReferenceObjective):
         batch: Batch,
         frozen: Any,
         *,
+        seeds: Any,
         reduce: Callable[[Any], Any],
         num_micro: int,
         chunk: int,

@@ -1,0 +1,72 @@
+"""Rows of embedding models: texts that a model encodes one by one and an objective compares."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from train.config.embedding_options import Contrastive, RankedTexts, ScoredPairs, Similarity
+from train.data.example_types import Ranked, ScoredPair
+from train.rows.example_rows import ExampleRow, encoded_texts, fill_template, refuse_long, special_tokens_of
+from train.tokenizers.tokenizer import Tokenizer
+from zoo.errors import BadInput
+
+
+@refuse_long
+def ranked_rows(
+    examples: Sequence[Ranked], tokenizer: Tokenizer, options: RankedTexts, length: int, *, group: Contrastive
+) -> Iterator[ExampleRow]:
+    """Yield `cls text sep` for the query, its positive and `group.negatives` negatives, the prompts before each text.
+
+    Rows of a batch may have equal texts: with `group.mask_duplicates` they are no negatives, so batches are sampled without
+    regard to their texts. The labels, int32 [C], number the texts without prompts, from 0; equal texts have equal numbers.
+
+    Raises:
+        BadInput: an example without a positive, or with too few negatives.
+    """
+    numbers: dict[str, int] = {}
+    texts_of = [_texts(example, group) for example in examples]
+    labels = [np.array([numbers.setdefault(text, len(numbers)) for text in texts], np.int32) for texts in texts_of]
+    prompts = (group.query_prompt, *(group.document_prompt,) * (1 + group.negatives))
+    prompted = [[prompt + text for prompt, text in zip(prompts, texts, strict=True)] for texts in texts_of]
+    yield from _rows(prompted, labels, tokenizer, length)
+
+
+@refuse_long
+def scored_rows(
+    examples: Sequence[ScoredPair], tokenizer: Tokenizer, options: ScoredPairs, length: int, *, group: Similarity
+) -> Iterator[ExampleRow]:
+    """Yield `cls text sep` for both texts of a pair; the label is the score, float32 [1].
+
+    Raises:
+        BadInput: a score that no cosine has, if it is compared with one.
+    """
+    for example in examples:
+        if group.loss == "cosine" and not -1 <= example.score <= 1:
+            fix = "a cosine is -1 to 1; divide the scores by their largest, or choose --similarity.loss cosent"
+            raise BadInput(f"{example.origin}: the score {example.score:g} is compared with a cosine; {fix}")
+    labels = [np.array([example.score], np.float32) for example in examples]
+    yield from _rows([[example.first, example.second] for example in examples], labels, tokenizer, length)
+
+
+def _rows(
+    texts_of: Sequence[Sequence[str]], labels: Sequence[np.ndarray], tokenizer: Tokenizer, length: int
+) -> Iterator[ExampleRow]:
+    """Yield the rows of examples from the texts and the labels of each."""
+    special = special_tokens_of(tokenizer)
+    encoded = encoded_texts(tokenizer, (text for texts in texts_of for text in texts))
+    for number, texts in enumerate(texts_of):
+        inputs, sizes = zip(*(fill_template(encoded[text], None, special, length) for text in texts), strict=True)
+        yield ExampleRow(inputs, labels[number], np.ones(1, np.float32), number, size=max(sizes))
+
+
+def _texts(example: Ranked, group: Contrastive) -> list[str]:
+    """Return the query of an example, its positive and its first negatives."""
+    if not (example.positive or group.unsupervised):
+        fix = "name its column with --labelled.positive, or choose --contrastive.unsupervised"
+        raise BadInput(f"{example.origin}: the query has no positive; {fix}")
+    if len(example.negatives) < group.negatives:
+        count = f"{len(example.negatives)} negatives, and --contrastive.negatives is {group.negatives}"
+        fix = "write more, name their column with --labelled.negatives, or choose fewer"
+        raise BadInput(f"{example.origin}: {count}; {fix}")
+    positive = example.query if group.unsupervised else example.positive
+    return [example.query, positive, *example.negatives[: group.negatives]]
