@@ -40,8 +40,9 @@ def contrastive_losses(
 ) -> Float[Array, " B"]:
     """Return -log of the probability of each query's positive among the candidates, in nats.
 
-    Source: van den Oord et al. 2018, equation 4; Karpukhin et al. 2020, equation 2. The candidates are the positives and negatives of all rows: B * (C - 1) for each query. With `symmetric` the loss is the mean
-    of this one and that of the positive's query among all queries (Radford et al. 2021, figure 3).
+    Source: van den Oord et al. 2018, equation 4; Karpukhin et al. 2020, equation 2. The candidates are the positives and
+    negatives of all rows: B * (C - 1) for each query. With `symmetric` the loss is the mean of this one and that of the
+    positive's query among all queries (Radford et al. 2021, figure 3).
 
     Args:
         vectors: query, positive and negatives of each row.
