@@ -106,7 +106,7 @@ def _scorer(
 
 def _losses(objective: EmbeddingObjective, vectors: np.ndarray, labels: np.ndarray) -> Float64[np.ndarray, " N"]:
     """Return the losses of the rows of one group."""
-    return np.asarray(_row_losses(objective, vectors, labels), np.float64)
+    return np.asarray(jax.device_get(_row_losses(objective, *jax.device_put((vectors, labels)))), np.float64)
 
 
 @functools.partial(jax.jit, static_argnums=0)
