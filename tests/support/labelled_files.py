@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from train.config.data_options import LabelledData
+from train.config.find_objective import find_options
 from train.config.option_groups import Labelled
 from train.data import labelled_reader
 from train.data.example_types import Example
@@ -80,7 +81,9 @@ def put(file: Path, content: Content) -> Path:
 
 
 def read(objective: str, *files: Path, **options: Any) -> list[Example]:
-    return labelled_reader.read_labelled_examples(objective, tuple(map(str, files)), LabelledData(), Labelled(**options))[0]
+    own = type(find_options(objective)().labelled)
+    kind = Labelled if issubclass(Labelled, own) else own
+    return labelled_reader.read_labelled_examples(objective, tuple(map(str, files)), LabelledData(), kind(**options))[0]
 
 
 def halves(objective: str, *files: Path, valid: tuple[Path, ...] = (), fraction: float = 0.1, **options: Any) -> tuple[Any, Any]:

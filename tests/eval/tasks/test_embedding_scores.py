@@ -41,11 +41,14 @@ def run_of(name: str, **options: Any) -> Run:
 
 @functools.cache
 def ranked_examples() -> list[Ranked]:
-    """Eleven queries, the first three of the same positive, which a later row has as its negative."""
+    """Eleven queries, the first three of the same positive, which a later row has as its negative; some resemble the query."""
     rng = np.random.default_rng(3)
     texts = [" ".join(rng.choice(WORDS, 6)) for _ in range(40)]
+    positives = [f"the ship of {texts[n]}" if n % 2 == 0 else texts[12 + n] for n in range(11)]
     return [
-        Ranked(origin=f"f:{n}", query=texts[n], positive=texts[12 + max(n, 2)], negatives=(texts[14 if n == 9 else 26 + n],))
+        Ranked(
+            origin=f"f:{n}", query=texts[n], positive=positives[max(n, 2)], negatives=(positives[2] if n == 9 else texts[26 + n],)
+        )
         for n in range(11)
     ]
 

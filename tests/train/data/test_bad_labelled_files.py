@@ -61,6 +61,21 @@ WRONG: list[tuple[str, str, Content, dict[str, Any], str]] = [
     ("choice", "a.jsonl", [QUIZ[0] | {"answer": ""}], {}, ':1: the answer "" to 2 options'),
     ("classification", "a.parquet", b"PAR1", {}, ": cannot be read \\("),
 ]
+RANKED, PAIR = {"query": "a", "positive": "b"}, {"sentence1": "a", "sentence2": "b", "score": 1}
+WRONG += [
+    ("contrastive", "a.jsonl", [RANKED, RANKED | {"query": " "}], {}, ":2: the query is empty; .*--labelled.skip-bad$"),
+    ("contrastive", "a.jsonl", [RANKED | {"positive": ""}], {}, ":1: the positive is empty; "),
+    ("contrastive", "a.jsonl", [RANKED | {"negatives": ["c", ""]}], {}, ":1: the negative is empty; "),
+    ("contrastive", "a.jsonl", [RANKED | {"negatives": [3]}], {}, ":1: the negative holds a number, not a string"),
+    ("contrastive", "a.jsonl", [{"anchor": "a", "positive": "b"}], {}, ':1: no column "query"; .*with --labelled.query$'),
+    ("contrastive", "a.csv", "query,positive\na,b\n", {"negatives": "bad"}, ':2: no column "bad"; .*--labelled.negatives'),
+    ("similarity", "a.tsv", "sentence1\tsentence2\tscore\na\t\t1\n", {}, ":2: the second text is empty; "),
+    ("similarity", "a.tsv", "sentence1\tsentence2\ta\nb\tc\t1\n", {}, ':2: no column "score"; .*--labelled.score'),
+    *(
+        ("similarity", "a.jsonl", [PAIR | {"score": n}], {}, ":1: the score .* is not a finite number; ")
+        for n in (None, "x", 1e300)
+    ),
+]
 NO_NUMBERS = ("good", float("nan"), "nan", "1e999", None, True, [1], 10**400)
 FINITE = ":1: the label .* is not a finite number; "
 WRONG += [("classification", "a.jsonl", [{"text": "a", "label": n}], {"regression": True}, FINITE) for n in NO_NUMBERS]

@@ -41,6 +41,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labelled_files.put(folder / "span.json", json.dumps({"data": articles, "version": "v2.0"}))
     four = [dict(article=f"A sea of {n}.", question="Which?", options=list("abcd"), answer="ABCD"[n]) for n in range(4)]
     labelled_files.put(folder / "choice.jsonl", four)
+    ranked = [{"query": f"A sea of {n}.", "positive": f"A ship of {n}."} for n in range(20)]
+    labelled_files.put(folder / "contrastive.jsonl", ranked)
+    scored = [{"sentence1": f"A sea of {n}.", "sentence2": f"A ship of {n}.", "score": n} for n in range(20)]
+    labelled_files.put(folder / "similarity.jsonl", scored)
     lines = "".join(" ".join(random.Random(n).choices(book.split()[:200], k=6)) + "\n" for n in range(40))
     for side in ("source", "target"):
         (folder / f"{side}.txt").write_text(lines)
@@ -65,7 +69,7 @@ def with_data(run: run_config.Run, files: Path) -> run_config.Run:
     model = dataclasses.replace(run.model, vocab=max(512, run.model.vocab), **wider)
     run = dataclasses.replace(run, accumulate=1, data=data, model=model)
     run = tiny.with_options(run, distillation=TripleLoss()) if run.teacher else run
-    other = "labelled" if run.recipe.startswith("fine") else "text"
+    other = "labelled" if run.recipe.startswith(("fine", "embed")) else "text"
     kinds = {"denoising": "text", "text_to_text": "pairs", "instruction": "instruction"}
     kinds |= {"preference": "preference", "dpo": "preference", "kto": "kto", "policy_gradient": "prompts", "ppo": "prompts"}
     kind = kinds.get(run.objective, other)
