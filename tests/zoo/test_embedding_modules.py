@@ -255,3 +255,31 @@ def test_what_is_not_supported_is_refused_by_name(folder: Path, name: str) -> No
     write(folder / file, content)
     with pytest.raises(BadInput, match=re.escape(message)):
         read_modules(folder)
+
+
+def test_a_run_trains_the_vectors_that_its_folder_describes(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    add_modules(folder, "pooling_mode_cls_token", (), True)
+    write(folder / "config_sentence_transformers.json", {"prompts": {"query": "whale "}})
+    rows = [{"query": f"ship {number}", "positive": f"whale {number}"} for number in range(24)]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["train", "embed-contrastive", "--init", str(folder), "--data.paths", "pairs.jsonl", "--steps", "2"]
+    command += ["--data.batch", "8", "--data.length", "16", "--log.validate-every", "0"]
+    assert (done := call(capsys, *command, "--name", "vectors")).code == 0, done
+    modules = read_modules(Path("runs/vectors"))
+    assert modules is not None and (modules.pool, modules.normalize, modules.longest) == ("cls", True, 16)
+    assert (dict(modules.prompts), modules.similarity) == ({"query": "whale "}, "cosine")
+    np.testing.assert_allclose(np.linalg.norm(vectors(Path("runs/vectors")), axis=1), 1, rtol=1e-5)
+    assert call(capsys, "export", "runs/vectors", "published").code == 0
+    assert (read := read_modules(Path("published"))) is not None and values(read) == values(modules)
+    # The options of a run take precedence.
+    changes = ("--contrastive.pool", "mean", "--contrastive.no-normalize", "--contrastive.query-prompt", "")
+    assert call(capsys, *command, "--name", "dot", *changes).code == 0
+    modules = read_modules(Path("runs/dot"))
+    assert modules is not None and (modules.pool, modules.normalize, dict(modules.prompts)) == ("mean", False, {})
+    assert modules.similarity == "dot"
+    add_modules(folder, "mean", ("activation.Tanh",))
+    refused = call(capsys, *command, "--name", "dense")
+    assert refused.code == 2 and "its vectors have dense layers, which are not trained; remove them from" in refused.stderr

@@ -23,15 +23,13 @@ from train.step.assembly import Assembly
 from train.store.run_uploads import Uploads, uploads_of
 from train.weights import lineage, warm_start
 from train.weights.generation_settings import keep_generation
-from train.weights.resolve_model_name import resolve_model_name
-from zoo.embedding_modules import read_modules, write_modules
+from train.weights.run_modules import modules_of_run
+from zoo.embedding_modules import write_modules
 from zoo.errors import BadInput
 from zoo.runtime.native_log import native_log
 
 NOT_DATA = ("config", "records", "counts", "feed", "ended", "parents", "targets", "base", "held_out_text")
 """Metadata of a checkpoint that says nothing about the data of its run, or, as held_out_text, nothing that held_out does not."""
-EMBEDDING_TASKS = ("body", "masked", "pretraining", "next", "permutation")
-"""Tasks of encoders whose hidden states remain those of texts; a run keeps the modules of the model that it begins with."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -152,8 +150,7 @@ def _write_folder(opened: OpenRun, assembly: Assembly, checkpoint: Any) -> None:
     data.tokenizer.save(folder.tokenizer)
     if run.init and checkpoint is None and opened.model.generates:
         keep_generation(run.init, folder.path)
-    has_modules = run.init and checkpoint is None and getattr(run.model, "task", "") in EMBEDDING_TASKS
-    if has_modules and (modules := read_modules(resolve_model_name(run.init))) is not None:
+    if checkpoint is None and (modules := modules_of_run(run)) is not None:
         write_modules(folder.path, modules, run.model.width)
     shares = data.rows.shares(run.examples // run.repeat)
     write_json(folder.data, [{**dataclasses.asdict(share), "epochs": share.epochs} for share in shares])

@@ -1,0 +1,46 @@
+"""The pooling, prompts and normalization of a run's vectors: those that it trains, or those of the model that it begins with."""
+
+from train.config.embedding_options import Contrastive, EmbeddingOptions
+from train.config.run_config import Run
+from train.weights.resolve_model_name import resolve_model_name
+from zoo.embedding_modules import EmbeddingModules, read_modules
+from zoo.errors import BadInput
+
+EMBEDDING_TASKS = ("body", "masked", "pretraining", "next", "permutation")
+"""Tasks of encoders whose hidden states remain those of texts."""
+QUERY, DOCUMENT = "query", "document"
+"""Names of the prompts of both sides."""
+
+
+def modules_of_run(run: Run) -> EmbeddingModules | None:
+    """Return the modules that belong into the folder of a run; None if its model has none.
+
+    Raises:
+        BadInput: see `zoo.embedding_modules.read_modules`.
+    """
+    options = run.options
+    if not isinstance(options, EmbeddingOptions):
+        keeps = run.init and getattr(run.model, "task", "") in EMBEDDING_TASKS
+        return read_modules(resolve_model_name(run.init)) if keeps else None
+    group = getattr(options, run.objective)
+    is_dot = isinstance(group, Contrastive) and not group.normalize
+    prompts = {QUERY: group.query_prompt, DOCUMENT: group.document_prompt} if isinstance(group, Contrastive) else {}
+    return EmbeddingModules(
+        pool=group.pool,
+        normalize=not is_dot,
+        prompts={name: text for name, text in prompts.items() if text},
+        similarity="dot" if is_dot else "cosine",
+        longest=run.data.length,
+    )
+
+
+def read_init_modules(init: str) -> EmbeddingModules:
+    """Return the modules of a model whose vectors are trained further; the defaults for a plain encoder.
+
+    Raises:
+        BadInput: it has dense layers, which no objective trains; see also `zoo.embedding_modules.read_modules`.
+    """
+    modules = (read_modules(resolve_model_name(init)) if init else None) or EmbeddingModules()
+    if modules.dense:
+        raise BadInput(f"--init {init}: its vectors have dense layers, which are not trained; remove them from its modules.json")
+    return modules
