@@ -229,5 +229,3 @@ def test_the_registrations_of_committed_results_are_intact() -> None:
         check_registration(result)
         edited = set(result["registration"]["changed"])
         assert edited == {claim["id"] for claim in result["claims"] if claim["exploratory"]}, path
-    scaling = json.loads((RESULTS / "scaling/experiment.json").read_text())
-    assert [(edit["claim"], edit["field"]) for edit in scaling["registration"]["edits"]] == [("", "judge scaling_fit")]
