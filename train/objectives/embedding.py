@@ -90,7 +90,7 @@ class EmbeddingObjective(LabelledObjective):
             return batch
         cast = params()
         vectors = map_rows(lambda micro: self.vectors(model, cast, *micro), (batch, seeds), num_micro)
-        losses, pull = jax.vjp(lambda *inputs: self.row_losses(*inputs, batch), vectors, self.log_scale(cast))
+        losses, pull = jax.vjp(lambda x, scale: self.row_losses(x, scale, batch), vectors, self.log_scale(cast))
         of_vectors, of_scale = pull(jnp.ones_like(losses))
         shares = jnp.broadcast_to(of_scale / len(losses), losses.shape)
         return dataclasses.replace(batch, extra={"losses": losses, "vectors": of_vectors, "log_scale": shares})

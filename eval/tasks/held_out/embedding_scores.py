@@ -32,8 +32,7 @@ def score_contrastive(inputs: ScoringInputs) -> Callable[[Any], Score]:
     """Return a function of parameters that scores the queries of the rows; see `retrieval_metrics`."""
     options = inputs.run.options.contrastive
 
-    def metrics(vectors: Float32[np.ndarray, "N C D"]) -> tuple[dict[str, float], np.ndarray]:
-        texts = np.stack([row.labels for row in inputs.rows.rows])
+    def metrics(vectors: Float32[np.ndarray, "N C D"], texts: np.ndarray) -> tuple[dict[str, float], np.ndarray]:
         ranks = positive_ranks(vectors, texts, normalize=options.normalize)
         return {"accuracy": float((ranks == 1).mean()), "mrr": float((1 / ranks).mean())}, ranks == 1
 
@@ -43,9 +42,8 @@ def score_contrastive(inputs: ScoringInputs) -> Callable[[Any], Score]:
 def score_similarity(inputs: ScoringInputs) -> Callable[[Any], Score]:
     """Return a function of parameters that scores the pairs of the rows, by the correlations of cosine and score."""
 
-    def metrics(vectors: Float32[np.ndarray, "N C D"]) -> tuple[dict[str, float], np.ndarray]:
-        scores = np.concatenate([row.labels for row in inputs.rows.rows]).astype(np.float64)
-        cosines = _unit(vectors).prod(1).sum(-1)
+    def metrics(vectors: Float32[np.ndarray, "N C D"], labels: np.ndarray) -> tuple[dict[str, float], np.ndarray]:
+        scores, cosines = labels[:, 0].astype(np.float64), _unit(vectors).prod(1).sum(-1)
         return metric_functions.score_predictions(("pearson", "spearman"), scores, cosines), np.full(len(scores), np.nan)
 
     return _scorer(inputs, PairSimilarity(inputs.run.options.similarity), metrics)
@@ -75,7 +73,7 @@ def positive_ranks(vectors: Float32[np.ndarray, "N C D"], texts: np.ndarray, *, 
 def _scorer(
     inputs: ScoringInputs,
     objective: EmbeddingObjective,
-    metrics: Callable[[np.ndarray], tuple[dict[str, float], np.ndarray]],
+    metrics: Callable[[np.ndarray, np.ndarray], tuple[dict[str, float], np.ndarray]],
 ) -> Callable[[Any], Score]:
     """Return the function of parameters that scores the rows of an objective.
 
@@ -83,7 +81,7 @@ def _scorer(
     smaller.
 
     Args:
-        metrics: returns the metrics of vectors [N, C, D], and whether each row is right.
+        metrics: returns the metrics of vectors [N, C, D] and the labels of the rows, and whether each row is right.
     """
     rows, size = inputs.rows, inputs.run.data.batch
     assert isinstance(rows, LabelledRows)
@@ -97,7 +95,7 @@ def _scorer(
         labels = np.stack([row.labels for row in rows.rows])
         groups = [slice(start, start + size) for start in range(0, len(rows), size)]
         losses = np.concatenate([_losses(objective, vectors[group], labels[group]) for group in groups])
-        numbers, right = metrics(vectors)
+        numbers, right = metrics(vectors, labels)
         outcomes = Outcomes.of((rows.examples[row.example].origin for row in rows.rows), right, losses)
         return Score(numbers={"loss": float(losses.mean()), **numbers, "examples": len(rows)}, outcomes=outcomes)
 

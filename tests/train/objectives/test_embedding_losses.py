@@ -90,9 +90,11 @@ def similarity_loss(vectors: np.ndarray, options: Similarity) -> float:
         if options.loss != "angle":
             return float(unit(x) @ unit(y))
         # The quotient of complex numbers, in each dimension, over the quotient of the lengths of the vectors.
-        x, y = ((1j * part[half:] + part[:half]) / np.linalg.norm(part) for part in (x, y))
-        products = x * y.conj()
-        return float(abs(products.real.sum() + products.imag.sum()))
+        numerator, denominator = (
+            [complex(*pair) / np.linalg.norm(part) for pair in zip(part[:half], part[half:], strict=True)] for part in (x, y)
+        )
+        products = [z * w.conjugate() for z, w in zip(numerator, denominator, strict=True)]
+        return float(abs(sum(product.real + product.imag for product in products)))
 
     similarities = [similar(*pair) for pair in vectors]
     if options.loss == "cosine":

@@ -82,6 +82,7 @@ def test_scores_that_no_cosine_has_are_refused_where_they_are_compared(score: fl
 )
 def test_columns_are_named_or_numbered(name: str, content: Any, options: dict[str, Any], tmp_path: Path) -> None:
     (example,) = read("contrastive", put(tmp_path / name, content), **options)
+    assert isinstance(example, Ranked)
     expected = ("n", "m") if name == "a.jsonl" else ("n",)
     if len(content[0]) == 1 and name == "a.jsonl":
         assert (example.query, example.positive, example.negatives, example.document) == ("q", "", (), "q")
@@ -91,4 +92,5 @@ def test_columns_are_named_or_numbered(name: str, content: Any, options: dict[st
 
 def test_scored_pairs_are_read_from_tables(tmp_path: Path) -> None:
     (example,) = read("similarity", put(tmp_path / "a.tsv", "x\ty\tz\na\tb\t0.5\n"), sentence1="x", sentence2="y", score="z")
+    assert isinstance(example, ScoredPair)
     assert (example.first, example.second, example.score) == ("a", "b", 0.5)
