@@ -42,7 +42,7 @@ class Texts:
 class Vectors:
     """Options of the vectors of texts."""
 
-    pool: Pool | Literal["auto"] = "auto"
+    pool: Literal["auto", Pool] = "auto"
     """auto: as the folder of the model says (1_Pooling), mean for a plain encoder.
     mean: over all tokens, special tokens included, as in sentence-transformers; cls: the vector of the [CLS] token; last: that of
     the last token; max: the largest value of each dimension; weighted_mean: a mean with the weights 1, 2, ... in order;
@@ -66,7 +66,7 @@ class Vectors:
 class TaskVectors:
     """Options of the vectors that a task compares."""
 
-    pool: Pool | Literal["auto"] = "auto"
+    pool: Literal["auto", Pool] = "auto"
     """As --pool of `zoo embed`; auto: as the folder of the model says, mean for a plain encoder."""
     dimensions: int = 0
     """Number of first dimensions to compare; 0 = all."""

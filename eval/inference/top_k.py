@@ -70,7 +70,7 @@ def top_k(
     if not groups:
         return np.zeros((0, k), np.float32), np.zeros((0, k), np.int32)
     best, best_rows = (np.concatenate([np.asarray(jax.device_get(part)) for part in parts]) for parts in (scores, rows))
-    check_finite(best, "query vector")
+    check_finite(best, "the score of query")
     return best, best_rows
 
 
@@ -83,6 +83,10 @@ def check_finite(vectors: Float32[np.ndarray, "N D"], name: str, first: int = 0)
     Raises:
         BadInput: names the row.
     """
+    # A row with NaN or infinity has no finite sum, and a matrix product is several times as fast as a test of each number.
+    with np.errstate(all="ignore"):
+        if np.isfinite(vectors @ np.ones(vectors.shape[1], np.float32)).all():
+            return
     if not (finite := np.isfinite(vectors).all(1)).all():
         row = first + int(np.argmin(finite))
         raise BadInput(f"{name} {row} (the first is 0) has NaN or infinity; compute the vectors again")

@@ -101,8 +101,8 @@ def _cosines(
     texts = {text: Text(pair.where, text) for pair in pairs for text in (pair.sentence1, pair.sentence2)}
     vectors = embedder.vectors([*texts.values()], "sentence", progress)
     number = {text: i for i, text in enumerate(texts)}
-    sides = [vectors[[number[pair[side]] for pair in pairs]] for side in (1, 2)]
-    return np.array([pair.truth for pair in pairs]), (sides[0] * sides[1]).sum(1), embedder.details()
+    firsts, seconds = ([number[text] for text in side] for side in zip(*((p.sentence1, p.sentence2) for p in pairs), strict=True))
+    return np.array([pair.truth for pair in pairs]), (vectors[firsts] * vectors[seconds]).sum(1), embedder.details()
 
 
 def _number(value: Any, field: str, where: str) -> float:

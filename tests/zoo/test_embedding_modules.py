@@ -200,6 +200,34 @@ def test_import_and_export_keep_the_modules(folder: Path, tmp_path: Path, capsys
         np.testing.assert_array_equal(vectors(tmp_path / name), vectors(folder))
 
 
+@pytest.mark.full
+def test_a_run_that_begins_with_a_folder_keeps_its_modules(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_modules(folder, "weightedmean", ("activation.Tanh",), True)
+    (tmp_path / "book.txt").write_text(encoders.TEXT * 40)
+    options = ("--steps", "1", "--data.batch", "8", "--data.length", "32", "--log.samples", "0", "--out", str(tmp_path))
+    data = (
+        "--data.paths",
+        str(tmp_path / "book.txt"),
+        "--data.rows",
+        "full_sentences",
+        "--model.task",
+        "masked",
+        "--name",
+        "run",
+    )
+    sizes = {"vocab": 96, "layers": 2, "width": WIDTH, "heads": 4, "ffn": 64, "context": encoders.POSITIONS}
+    model = (part for name, number in sizes.items() for part in (f"--model.{name}", str(number)))
+    ended = call(capsys, "train", "bert-nano", "--init", str(folder), *model, *data, *options)
+    assert ended.code == 0, ended.stderr
+    assert call(capsys, "export", str(tmp_path / "run"), str(tmp_path / "exported")).code == 0
+    assert (modules := read_modules(folder)) is not None
+    for name in ("run", "exported"):
+        assert (read := read_modules(tmp_path / name)) is not None and values(read) == values(modules)
+    np.testing.assert_array_equal(vectors(tmp_path / "run"), vectors(tmp_path / "exported"))
+
+
 @pytest.mark.parametrize("pool", ["mean", "cls", "last", "max", "weighted_mean", "mean_sqrt"])
 def test_every_pooling_is_written_as_it_is_read(pool: Any, tmp_path: Path) -> None:
     write_modules(tmp_path, modules := EmbeddingModules(pool=pool, include_prompt=pool == "cls"), WIDTH)

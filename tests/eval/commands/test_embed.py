@@ -116,6 +116,10 @@ WRONG = [
     (("--text", "whale"), "--out: a single text cannot be compared"),
     (("--text", *"abcdefghijklm"), "--out: a table of 13 texts is too wide (at most 11)"),
     (("--text", "whale", "--batch", "0", "--json"), "--batch 0: choose 1 or more"),
+    (("--text", "whale", "--json", "--dimensions", "-1"), "--dimensions -1: choose 0 (all)"),
+    (("--text", "whale", "--json", "--dimensions", "33"), "--dimensions 33: choose 1 to 32"),
+    (("--text", "whale", "--json", "--prompt", "a"), "--prompt a:"),
+    (("--text", "whale", "--json", "--prompt", "a", "--prompt-text", "b"), "--prompt a: there is --prompt-text too"),
     (("--files", "a.txt"), "a.txt:3: 41 tokens with special tokens, but the model has 40"),
 ]
 

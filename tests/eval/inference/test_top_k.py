@@ -71,5 +71,10 @@ def test_vectors_that_are_not_finite_are_refused_by_row() -> None:
             top_k(queries, wrong, 2, mesh=mesh(), block=4)
     with pytest.raises(BadInput, match=r"query vector 1 .*has NaN"):
         top_k(np.array([[1, 1, 1], [1, np.nan, 1]], np.float32), documents, 2, mesh=mesh())
+    # The sum of a row may overflow although its numbers are finite.
+    large = np.full((3, 3), 3e38, np.float32)
+    assert top_k(np.array([[1, 0, 0]], np.float32), large, 1, mesh=mesh())[0] == np.float32(3e38)
+    with pytest.raises(BadInput, match=r"the score of query 0 .*has NaN or infinity"):
+        top_k(queries[:1], large, 1, mesh=mesh())
     with pytest.raises(BadInput, match="queries of 3 dimensions and documents of 2"):
         top_k(queries, documents[:, :2], 2, mesh=mesh())
