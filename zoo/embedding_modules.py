@@ -116,7 +116,7 @@ def read_modules(folder: Path) -> EmbeddingModules | None:
 
 
 def write_modules(folder: Path, modules: EmbeddingModules, hidden: int) -> None:
-    """Write modules into the folder of a run or of published weights, in the form that all versions of the library read.
+    """Write modules into a folder, in the form that all versions of the library read.
 
     Args:
         hidden: dimensions of the encoder's hidden states.
@@ -124,6 +124,7 @@ def write_modules(folder: Path, modules: EmbeddingModules, hidden: int) -> None:
     Raises:
         OSError: the disk is full or not writable.
     """
+    folder.mkdir(exist_ok=True)
     kinds = ["Transformer", "Pooling", *("Dense" for _ in modules.dense), *(["Normalize"] if modules.normalize else [])]
     paths = ["", *(f"{number}_{kind}" for number, kind in enumerate(kinds[1:], 1))]
     rows = [

@@ -31,7 +31,7 @@ def modules_of(loaded: Loaded) -> EmbeddingModules:
     Raises:
         BadInput: see `zoo.embedding_modules.read_modules`.
     """
-    modules = None if loaded.folder is None else read_modules(loaded.folder)
+    modules = None if loaded.modules_folder is None else read_modules(loaded.modules_folder)
     return EmbeddingModules() if modules is None else modules
 
 

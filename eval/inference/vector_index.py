@@ -133,15 +133,15 @@ def read_entries(folder: Path, rows: Sequence[int]) -> list[tuple[str, str]]:
     Raises:
         BadInput: texts.jsonl is damaged or too short.
     """
-    file, wanted = folder / TEXTS, set(rows)
+    file, numbers = folder / TEXTS, set(rows)
     entries = {}
-    for number, (line, text) in enumerate(itertools.islice(decoded_lines(file), max(wanted, default=-1) + 1)):
-        if number in wanted:
+    for number, (line, text) in enumerate(itertools.islice(decoded_lines(file), max(numbers, default=-1) + 1)):
+        if number in numbers:
             try:
                 value = json.loads(text)
                 entries[number] = str(value["id"]), str(value["text"])
             except (ValueError, KeyError, TypeError, RecursionError):
                 raise BadInput(f"{file}:{line}: not an object with id and text; {AGAIN}") from None
-    if len(entries) < len(wanted):
+    if len(entries) < len(numbers):
         raise BadInput(f"{file}: fewer lines than vectors; {AGAIN}")
     return [entries[row] for row in rows]

@@ -85,8 +85,8 @@ def read_collection(names: Sequence[str], settings: Settings) -> Collection:
                 f"{where}: a second grade of document {json.dumps(document)} for query {json.dumps(query)}; remove one"
             )
         grades[query][document] = grade
-    asked = first([name for name in queries if name in grades], settings.limit)
-    return Collection({name: queries[name] for name in asked}, documents, {name: grades[name] for name in asked})
+    judged = first([name for name in queries if name in grades], settings.limit)
+    return Collection({name: queries[name] for name in judged}, documents, {name: grades[name] for name in judged})
 
 
 def score_retrieval(subject: Loaded, data: Collection, settings: Settings, progress: Progress) -> Result:

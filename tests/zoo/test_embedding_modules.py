@@ -15,8 +15,10 @@ from eval.inference.encoder_runner import Encoder
 from eval.inference.text_vectors import embed_texts, modules_of
 from tests.support import encoders
 from tests.support.commands import call
+from train.run.run_dir import RunDir
+from train.store import run_layout
 from train.weights.load import load_model
-from zoo.embedding_modules import EmbeddingModules, read_modules, write_modules
+from zoo.embedding_modules import DenseLayer, EmbeddingModules, read_modules, write_modules
 from zoo.errors import BadInput
 
 TEXTS = ("The old men of the ship.", "Paris is the capital of France, the whale", "whale")
@@ -223,7 +225,7 @@ def test_a_run_that_begins_with_a_folder_keeps_its_modules(
     assert ended.code == 0, ended.stderr
     assert call(capsys, "export", str(tmp_path / "run"), str(tmp_path / "exported")).code == 0
     assert (modules := read_modules(folder)) is not None
-    for name in ("run", "exported"):
+    for name in ("run/embedding", "exported"):
         assert (read := read_modules(tmp_path / name)) is not None and values(read) == values(modules)
     np.testing.assert_array_equal(vectors(tmp_path / "run"), vectors(tmp_path / "exported"))
 
@@ -296,7 +298,7 @@ def test_a_run_trains_the_vectors_that_its_folder_describes(
     command = ["train", "embed-contrastive", "--init", str(folder), "--data.paths", "pairs.jsonl", "--steps", "2"]
     command += ["--data.batch", "8", "--data.length", "16", "--log.validate-every", "0"]
     assert (done := call(capsys, *command, "--name", "vectors")).code == 0, done
-    modules = read_modules(Path("runs/vectors"))
+    modules = read_modules(Path("runs/vectors/embedding"))
     assert modules is not None and (modules.pool, modules.normalize, modules.longest) == ("cls", True, 16)
     assert (dict(modules.prompts), modules.similarity) == ({"query": "whale "}, "cosine")
     np.testing.assert_allclose(np.linalg.norm(vectors(Path("runs/vectors")), axis=1), 1, rtol=1e-5)
@@ -305,9 +307,19 @@ def test_a_run_trains_the_vectors_that_its_folder_describes(
     # The options of a run take precedence.
     changes = ("--contrastive.pool", "mean", "--contrastive.no-normalize", "--contrastive.query-prompt", "")
     assert call(capsys, *command, "--name", "dot", *changes).code == 0
-    modules = read_modules(Path("runs/dot"))
+    modules = read_modules(Path("runs/dot/embedding"))
     assert modules is not None and (modules.pool, modules.normalize, dict(modules.prompts)) == ("mean", False, {})
     assert modules.similarity == "dot"
     add_modules(folder, "mean", ("activation.Tanh",))
     refused = call(capsys, *command, "--name", "dense")
     assert refused.code == 2 and "its vectors have dense layers, which are not trained; remove them from" in refused.stderr
+
+
+@pytest.mark.planted(3)
+def test_the_files_of_a_run_are_fetched_from_a_store(tmp_path: Path) -> None:
+    modules = EmbeddingModules(dense=(DenseLayer(np.ones((3, WIDTH), np.float32), None),), normalize=True)
+    write_modules(RunDir(tmp_path).embedding, modules, WIDTH)
+    keys = run_layout.run_files(RunDir(tmp_path))
+    assert len(keys) == 6 and all(run_layout.is_of_run(key) for key in keys)
+    for key in ("embedding/../config.json", "embedding/1_Pooling/run.py", "embedding/.hidden.json"):
+        assert not run_layout.is_of_run(key)

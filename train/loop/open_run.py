@@ -151,6 +151,6 @@ def _write_folder(opened: OpenRun, assembly: Assembly, checkpoint: Any) -> None:
     if run.init and checkpoint is None and opened.model.generates:
         keep_generation(run.init, folder.path)
     if checkpoint is None and (modules := modules_of_run(run)) is not None:
-        write_modules(folder.path, modules, run.model.width)
+        write_modules(folder.embedding, modules, run.model.width)
     shares = data.rows.shares(run.examples // run.repeat)
     write_json(folder.data, [{**dataclasses.asdict(share), "epochs": share.epochs} for share in shares])

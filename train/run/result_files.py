@@ -1,6 +1,7 @@
 """The results of a run as JSON files: the shape of each, the one way to read them, and which run may replace them."""
 
 import contextlib
+import shutil
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -11,7 +12,6 @@ from train.config.run_config import Run
 from train.run.metric_definitions import METRICS
 from train.run.run_dir import RunDir, read_config, refuse_links, write_json
 from train.run.run_identity import identity_differences
-from zoo.embedding_modules import MODULES
 from zoo.errors import BadInput, require
 from zoo.json_shapes import Number, read_shaped_json
 
@@ -107,9 +107,9 @@ def remove_stale_files(folder: RunDir, run: Run) -> bool:
         if not identity_differences(read_config(folder.path, compute=False), run):
             return False
     stale = (*folder.path.glob("stacks*.txt"), *folder.path.glob("native*.txt"), *folder.rollouts.glob("*.jsonl"))
-    files = (folder.metrics, folder.ledger, folder.starts, folder.failure, folder.report, folder.generation)
-    for file in (*files, folder.path / MODULES, *stale):
+    for file in (folder.metrics, folder.ledger, folder.starts, folder.failure, folder.report, folder.generation, *stale):
         file.unlink(missing_ok=True)
+    shutil.rmtree(folder.embedding, ignore_errors=True)
     return True
 
 

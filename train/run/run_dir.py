@@ -51,6 +51,7 @@ class RunDir:
         self.base = self.path / "base"
         self.tokenizer = self.path / "tokenizer"
         self.generation = self.path / "generation_config.json"
+        self.embedding = self.path / "embedding"
         self.rollouts = self.path / "rollouts"
         self.report = self.path / "report.html"
         self.profile = self.path / "profile"
@@ -177,6 +178,11 @@ def refuse_links(folder: str | Path) -> None:
     """
     own = {path.name for path in vars(RunDir(folder)).values()}
     refuse_links_out(folder, own | {LOCK, RESULTS_LOCK, "reward_scale.json", "writer.json", "fetched", "tensorboard", "wandb"})
+
+
+def modules_folder(folder: Path) -> Path:
+    """Return the folder with the files of `zoo.embedding_modules`: RUN/embedding of a run, that of published weights itself."""
+    return RunDir(folder).embedding if is_run(folder) else folder
 
 
 def is_run(folder: Path) -> bool:

@@ -24,7 +24,7 @@ WRITER = "writer.json"
 FETCHED = "fetched"
 DAMAGED = "damaged.json"
 """File in `FETCHED` with the SHA-256 of the COMMIT.json of every later step of the store that is damaged, by step."""
-LOGS = re.compile(r"(metrics|ledger|starts)\.jsonl|stacks(-\d+)?\.txt|generation_config\.json|rollouts/[^/]+\.jsonl")
+LOGS = re.compile(r"(metrics|ledger|starts)\.jsonl|stacks(-\d+)?\.txt|generation_config\.json|embedding/.+|rollouts/[^/]+\.jsonl")
 """Files of a run that left no checkpoint, which a run of another configuration deletes when it takes the name."""
 EXTENDED = ("scores.json", "predictions.json", "samples.json", "failure.json")
 """Files that only training writes, and that it removes when a run is extended, or continues after a failure."""
@@ -40,6 +40,7 @@ PLAIN = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*")
 FETCHED_FILES = re.compile(
     r"[A-Za-z0-9][\w-]*(\.[\w-]+)*\.(jsonl?|npz|html|txt|md|csv|svg|png)"
     r"|tokenizer/[A-Za-z0-9][\w.-]*\.(json|txt|jinja|model)"
+    r"|embedding/([1-9]\d?_[A-Z][a-z]+/)?[A-Za-z0-9][\w-]*\.(json|safetensors)"
     r"|rollouts/\d+\.jsonl"
     r"|tensorboard/events\.out\.[\w.-]+"
     r"|wandb(/[A-Za-z0-9][\w.-]*)+",

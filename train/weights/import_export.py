@@ -124,7 +124,7 @@ def _write(folder: Path, loaded: Loaded, largest: int = 5_000_000_000) -> str:
         print(f"! {NO_PADDING}", file=sys.stderr)
     hf_files.write_tokenizer(folder, loaded.tokenizer, longest=getattr(cfg, "context", None))
     write_generation(folder, _generation_values(loaded, ids))
-    if loaded.folder is not None and (modules := read_modules(loaded.folder)) is not None:
+    if loaded.modules_folder is not None and (modules := read_modules(loaded.modules_folder)) is not None:
         write_modules(folder, modules, cfg.width)
     if loaded.reward_scale != RewardScale():
         write_scale(folder, dataclasses.replace(loaded.reward_scale, step=None))

@@ -56,8 +56,8 @@ class Loaded:
     """The settings of generation in its folder; None for a run without any."""
     source: str = ""
     """The source that it was loaded from, as the caller named it."""
-    folder: Path | None = None
-    """The folder on this machine that it was loaded from."""
+    modules_folder: Path | None = None
+    """The folder with the files of its embeddings, if it has any; see `zoo.embedding_modules`."""
 
     @property
     def where(self) -> str:
@@ -85,14 +85,18 @@ def load_model(where: str | Path, mesh: Mesh | None = None, step: int | None = N
     folder = resolve_model_name(str(where), step)
     mesh = device_mesh.make_mesh(run_config.Mesh()) if mesh is None else mesh
     if is_run(folder):
-        return dataclasses.replace(_load_run(folder, mesh, step), source=str(where), folder=folder)
+        return dataclasses.replace(_load_run(folder, mesh, step), source=str(where), modules_folder=RunDir(folder).embedding)
     if step is not None:
         raise BadInput(f"--step {step}: {folder} is not a run, so it has no checkpoints; remove --step")
     cfg, params = published_weights.load_published(folder, mesh, notify=_print_error)
     loaded = _check_entries(Loaded(folder.resolve().name, models.model(cfg), params, hf_files.read_tokenizer(folder), mesh))
     _check_padding(folder, loaded)
     return dataclasses.replace(
-        loaded, reward_scale=read_scale(folder, None), generation=read_generation(folder), source=str(where), folder=folder
+        loaded,
+        reward_scale=read_scale(folder, None),
+        generation=read_generation(folder),
+        source=str(where),
+        modules_folder=folder,
     )
 
 

@@ -2,6 +2,7 @@
 
 from train.config.embedding_options import Contrastive, EmbeddingOptions
 from train.config.run_config import Run
+from train.run.run_dir import modules_folder
 from train.weights.resolve_model_name import resolve_model_name
 from zoo.embedding_modules import EmbeddingModules, read_modules
 from zoo.errors import BadInput
@@ -21,7 +22,7 @@ def modules_of_run(run: Run) -> EmbeddingModules | None:
     options = run.options
     if not isinstance(options, EmbeddingOptions):
         keeps = run.init and getattr(run.model, "task", "") in EMBEDDING_TASKS
-        return read_modules(resolve_model_name(run.init)) if keeps else None
+        return read_modules(modules_folder(resolve_model_name(run.init))) if keeps else None
     group = getattr(options, run.objective)
     is_dot = isinstance(group, Contrastive) and not group.normalize
     prompts = {QUERY: group.query_prompt, DOCUMENT: group.document_prompt} if isinstance(group, Contrastive) else {}
@@ -40,7 +41,7 @@ def read_init_modules(init: str) -> EmbeddingModules:
     Raises:
         BadInput: it has dense layers, which no objective trains; see also `zoo.embedding_modules.read_modules`.
     """
-    modules = (read_modules(resolve_model_name(init)) if init else None) or EmbeddingModules()
+    modules = (read_modules(modules_folder(resolve_model_name(init))) if init else None) or EmbeddingModules()
     if modules.dense:
         raise BadInput(f"--init {init}: its vectors have dense layers, which are not trained; remove them from its modules.json")
     return modules
