@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from eval.inference.encoder_runner import Encoder, Text
-from eval.inference.text_vectors import embed_texts
+from eval.inference.text_vectors import embed_texts, modules_of
 from tests.support.processes import Ended
 from train.config import run_config
 from train.engine import device_mesh
@@ -47,3 +47,15 @@ def test_the_published_model_is_imported_and_embeds_texts(folder: Path, zoo: Cal
     ended = zoo("embed", "models/minilm", "--text", *PAIRS[0])
     assert ended.code == 0, ended.stderr
     assert "0.666" in ended.stdout
+
+
+def test_vectors_are_those_of_sentence_transformers(folder: Path) -> None:
+    """The first dimensions of what version 6.2.0 of the library returns for this folder; its modules normalize."""
+    encoder = Encoder.of(load_model(folder, device_mesh.make_mesh(run_config.Mesh())), batch=8, dtype="float32")
+    lines = [Text("0", PAIRS[0][0]), Text("1", PAIRS[1][0])]
+    vectors = embed_texts(encoder, lines, modules_of(encoder.loaded))
+    published = [
+        [0.019196, 0.120085, 0.159598, 0.067066, 0.050075, -0.025919, 0.056468, -0.092858],
+        [0.136502, 0.082273, -0.025262, 0.030451, 0.053312, 0.050809, 0.086164, 0.099992],
+    ]
+    np.testing.assert_allclose(vectors[:, :8], published, rtol=0, atol=1e-6)
