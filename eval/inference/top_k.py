@@ -14,12 +14,14 @@ from eval.inference.batch_loop import Progress, no_progress
 from zoo.errors import BadInput, require
 from zoo.sharding import BATCH
 
+GROUP = 32
+"""Documents of a group, of which the largest score is found first; a tile has several groups."""
 TILE = 1024
 """Documents of a matrix product. Its shape is always the same, so that a score does not depend on the block or the devices."""
-BLOCK = 16384
+BLOCK = 65536
 """Documents of a block."""
 HIGHEST = jax.lax.Precision.HIGHEST
-QUERIES = 1024
+QUERIES = 256
 """Most queries whose products are computed at once."""
 
 
@@ -41,7 +43,7 @@ def top_k(
         documents: an array or a memory map, of which a block is in memory at a time.
         k: at most N; larger values are reduced to N.
         mesh: the documents of a block are divided over its axes data and fsdp.
-        block: documents of a block; rounded up to a multiple of `TILE` for each of these devices.
+        block: about the documents of a block, which has a multiple of `TILE` for each of these devices.
         progress: called with (documents done, all documents).
 
     Raises:
@@ -55,8 +57,9 @@ def top_k(
     count, k = len(documents), min(k, len(documents))
     shards = int(np.prod([mesh.shape[axis] for axis in BATCH]))
     step = TILE * shards
-    # A block that is larger than the documents would compute with padding.
-    block = -(-min(block, max(count, 1)) // step) * step
+    # Equal blocks, so that the last one has little padding.
+    num_blocks = max(1, -(-count // max(block, step)))
+    block = -(-max(count, 1) // (num_blocks * step)) * step
     groups = [queries[start : start + QUERIES] for start in range(0, len(queries), QUERIES)]
     scores = [np.full((len(group), k), -np.inf, np.float32) for group in groups]
     rows = [np.full((len(group), k), np.iinfo(np.int32).max, np.int32) for group in groups]
@@ -102,6 +105,24 @@ def _blocks(documents: Float32[np.ndarray, "N D"], block: int) -> Iterator[tuple
         yield start, part
 
 
+def _best_of_row(scores: Float32[Array, "Q M"], k: int) -> tuple[Float32[Array, "Q k"], Int32[Array, "Q k"]]:
+    """Return the k largest scores of each row and their columns, as `jax.lax.top_k`, which takes several times as long on a CPU.
+
+    The k groups with the largest maxima have them all: another group has no score that k others do not precede, because of equal
+    maxima the first groups are taken, and of equal scores the first column.
+    """
+    num_rows, size = scores.shape
+    if size // GROUP <= k:
+        best, at = jax.lax.top_k(scores, k)
+        return best, at
+    groups = scores.reshape(num_rows, size // GROUP, GROUP)
+    chosen = jnp.sort(jax.lax.top_k(groups.max(2), k)[1], axis=1)
+    candidates = jnp.take_along_axis(groups, chosen[:, :, None], axis=1).reshape(num_rows, k * GROUP)
+    columns = (chosen[:, :, None] * GROUP + jnp.arange(GROUP, dtype=jnp.int32)).reshape(num_rows, k * GROUP)
+    best, at = jax.lax.top_k(candidates, k)
+    return best, jnp.take_along_axis(columns, at, axis=1)
+
+
 @functools.lru_cache(maxsize=8)
 def _merge(mesh: Mesh, k: int) -> Callable[..., Any]:
     """Return the compiled function that adds the documents of a block to the best so far; its results are replicated."""
@@ -115,7 +136,7 @@ def _merge(mesh: Mesh, k: int) -> Callable[..., Any]:
         rows = first + jax.lax.axis_index(BATCH) * size + jnp.arange(size, dtype=jnp.int32)
         # The two zeros are one score, as in numpy.
         products = jnp.where(rows < count, jnp.where(products == 0, 0.0, products), -jnp.inf)
-        best, at = jax.lax.top_k(products, min(k, size))
+        best, at = _best_of_row(products, min(k, size))
         return tuple(jax.lax.all_gather(part, BATCH, axis=1, tiled=True) for part in (best, rows[at]))
 
     replicated, over_documents = PartitionSpec(), PartitionSpec(BATCH)
