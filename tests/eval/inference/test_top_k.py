@@ -62,6 +62,14 @@ def test_block_devices_and_memory_maps_do_not_change_a_bit(tmp_path, monkeypatch
     np.testing.assert_array_equal(top_k(queries, documents, 30, mesh=mesh())[1], rows)
 
 
+@pytest.mark.planted
+def test_equal_scores_of_several_groups_are_in_the_order_of_their_rows() -> None:
+    """The group with the largest maximum has another score, which is that of an earlier row in a group after it."""
+    documents = np.array([[3], [1], [5], [3], [0], [0], [0], [0]], np.float32)
+    scores, rows = top_k(np.ones((1, 1), np.float32), documents, 2, mesh=mesh())
+    assert (scores.tolist(), rows.tolist()) == ([[5, 3]], [[2, 0]])
+
+
 @pytest.mark.planted(4)
 def test_vectors_that_are_not_finite_are_refused_by_row() -> None:
     queries, documents = np.ones((2, 3), np.float32), np.ones((11, 3), np.float32)
