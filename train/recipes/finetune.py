@@ -9,12 +9,12 @@ import dataclasses
 
 from train.config.data_options import LabelledData
 from train.config.declaration import ObjectiveOptions
-from train.config.embedding_options import Contrastive, ContrastiveOptions, Similarity, SimilarityOptions
+from train.config.embedding_options import ContrastiveOptions, SimilarityOptions
 from train.config.objectives import ChoiceOptions, ClassificationOptions, SpanOptions, TaggingOptions
 from train.config.option_groups import Selection
 from train.config.run_config import Checkpoint, Log, Optim, Run
 from train.weights import pretrained_config
-from train.weights.run_modules import DOCUMENT, QUERY, read_init_modules
+from train.weights.run_modules import contrastive_options, similarity_options
 from zoo import configs
 from zoo.configs._encoder import Task
 
@@ -66,21 +66,13 @@ def finetune_choice(init: str = "") -> Run:
 def embed_contrastive(init: str = "") -> Run:
     """Train the vectors of texts on queries with their documents (retrieval), or on texts alone (SimCSE).
 
-    Pooling, prompts and the comparison are those of the folder of --init, if it is one of sentence-transformers.
-
     Command: zoo train embed-contrastive --init DIR --data.paths pairs.jsonl
     Hardware: 2 CPU cores, float32.
     Time: not measured.
     Expect: not measured.
     """
-    modules = read_init_modules(init)
-    contrastive = Contrastive(
-        pool=modules.pool,
-        normalize=modules.similarity != "dot",
-        query_prompt=modules.side_prompt((QUERY,)),
-        document_prompt=modules.side_prompt((DOCUMENT, "passage")),
-    )
-    return _run("embed-contrastive", ContrastiveOptions(contrastive=contrastive), "body", init, length=128, batch=64)
+    options = ContrastiveOptions(contrastive=contrastive_options(init))
+    return _run("embed-contrastive", options, "body", init, length=128, batch=64)
 
 
 def embed_similarity(init: str = "") -> Run:
@@ -91,8 +83,8 @@ def embed_similarity(init: str = "") -> Run:
     Time: not measured.
     Expect: not measured.
     """
-    similarity = Similarity(pool=read_init_modules(init).pool)
-    return _run("embed-similarity", SimilarityOptions(similarity=similarity), "body", init, length=128, batch=32)
+    options = SimilarityOptions(similarity=similarity_options(init))
+    return _run("embed-similarity", options, "body", init, length=128, batch=32)
 
 
 def _run(name: str, options: ObjectiveOptions, task: Task, init: str, *, length: int, batch: int = 16) -> Run:

@@ -1,11 +1,18 @@
-"""The pooling, prompts and normalization of a run's vectors: those that it trains, or those of the model that it begins with."""
+"""The pooling, prompts and normalization of a run's vectors: those that it trains, or those of the model that it begins with.
 
-from train.config.embedding_options import Contrastive, EmbeddingOptions
+`zoo.embedding_modules` is imported by functions, because it needs numpy, and a recipe without --init does not.
+"""
+
+from typing import TYPE_CHECKING
+
+from train.config.embedding_options import Contrastive, EmbeddingOptions, Similarity
 from train.config.run_config import Run
 from train.run.run_dir import modules_folder
 from train.weights.resolve_model_name import resolve_model_name
-from zoo.embedding_modules import EmbeddingModules, read_modules
 from zoo.errors import BadInput
+
+if TYPE_CHECKING:
+    from zoo.embedding_modules import EmbeddingModules
 
 EMBEDDING_TASKS = ("body", "masked", "pretraining", "next", "permutation")
 """Tasks of encoders whose hidden states remain those of texts."""
@@ -13,12 +20,14 @@ QUERY, DOCUMENT = "query", "document"
 """Names of the prompts of both sides."""
 
 
-def modules_of_run(run: Run) -> EmbeddingModules | None:
+def modules_of_run(run: Run) -> "EmbeddingModules | None":
     """Return the modules that belong into the folder of a run; None if its model has none.
 
     Raises:
         BadInput: see `zoo.embedding_modules.read_modules`.
     """
+    from zoo.embedding_modules import EmbeddingModules, read_modules
+
     options = run.options
     if not isinstance(options, EmbeddingOptions):
         keeps = run.init and getattr(run.model, "task", "") in EMBEDDING_TASKS
@@ -35,13 +44,41 @@ def modules_of_run(run: Run) -> EmbeddingModules | None:
     )
 
 
-def read_init_modules(init: str) -> EmbeddingModules:
-    """Return the modules of a model whose vectors are trained further; the defaults for a plain encoder.
+def contrastive_options(init: str) -> Contrastive:
+    """Return the options of contrastive learning that continue the vectors of a model; the defaults for "".
+
+    Raises:
+        BadInput: see `_read_init_modules`.
+    """
+    if not init:
+        return Contrastive()
+    modules = _read_init_modules(init)
+    return Contrastive(
+        pool=modules.pool,
+        normalize=modules.similarity != "dot",
+        query_prompt=modules.side_prompt((QUERY,)),
+        document_prompt=modules.side_prompt((DOCUMENT, "passage")),
+    )
+
+
+def similarity_options(init: str) -> Similarity:
+    """Return the options of learning scores that continue the vectors of a model; the defaults for "".
+
+    Raises:
+        BadInput: see `_read_init_modules`.
+    """
+    return Similarity(pool=_read_init_modules(init).pool) if init else Similarity()
+
+
+def _read_init_modules(init: str) -> "EmbeddingModules":
+    """Return the modules of a model; the defaults for a plain encoder.
 
     Raises:
         BadInput: it has dense layers, which no objective trains; see also `zoo.embedding_modules.read_modules`.
     """
-    modules = (read_modules(modules_folder(resolve_model_name(init))) if init else None) or EmbeddingModules()
+    from zoo.embedding_modules import EmbeddingModules, read_modules
+
+    modules = read_modules(modules_folder(resolve_model_name(init))) or EmbeddingModules()
     if modules.dense:
         raise BadInput(f"--init {init}: its vectors have dense layers, which are not trained; remove them from its modules.json")
     return modules
