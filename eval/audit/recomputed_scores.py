@@ -5,6 +5,8 @@ import numpy as np
 from eval.audit.audit_types import Check, passed_or_failed
 from eval.audit.comparison import LARGEST_OF_SCORES, array_problem, values_problem
 from eval.audit.run_digests import Manifests
+from eval.tasks.held_out.language_model_scores import TextScore
+from eval.tasks.held_out.masked_lm_scores import MaskedScore
 from train.loop.prepare import PreparedRun
 from train.run.item_outcomes import HELD_OUT, Outcomes, read_outcomes
 from train.run.result_files import read_result
@@ -34,6 +36,9 @@ def check_scores(folder: RunDir, prepared: PreparedRun, manifests: Manifests, be
     name = "best" if prepared.run.selection.best and best else "newest"
     checks = [passed_or_failed("scores.json", problem, f"computed again from the {name} checkpoint, of step {step}")]
     if outcomes := getattr(score, "outcomes", None):
+        if isinstance(score, TextScore | MaskedScore) and not folder.outcomes.exists():
+            text = "the run has none: versions before this one stored no outcomes of the rows of a text"
+            return [*checks, Check(f"outcomes.npz: {HELD_OUT}", "not checked", text)]
         checks.append(outcomes_check(folder, HELD_OUT, outcomes, bits=bits))
     return checks
 

@@ -1,5 +1,6 @@
 """The audit of a run: an honest one passes, forgeries are noticed, and what cannot be audited is refused."""
 
+import dataclasses
 import random
 import subprocess
 from pathlib import Path
@@ -13,6 +14,7 @@ from eval.audit.audit_types import Interval, choose_intervals, describe_coverage
 from tests.support import forgeries
 from tests.support.audited_runs import STEPS, audit, copied, edit_json, edit_rows, evaluated, extended, findings, reseal, trained
 from tests.support.commands import call, printed, snapshot
+from train.run.item_outcomes import HELD_OUT, read_outcomes, write_outcomes
 from train.run.metrics_file import read_starts
 from train.run.run_dir import RunDir
 from zoo.errors import BadInput
@@ -82,6 +84,18 @@ def test_a_run_that_was_killed_and_continued_passes() -> None:
     with copied(run) as copy:
         assert findings(copy) == []
         assert [start["step"] for start in read_starts(RunDir(copy))] == [0, 3]
+
+
+@pytest.mark.full
+@pytest.mark.planted
+def test_edited_outcomes_of_rows_are_noticed_and_absent_ones_are_named() -> None:
+    with copied(trained("gpt")) as run:
+        outcomes = read_outcomes(RunDir(run), HELD_OUT)
+        write_outcomes(RunDir(run), HELD_OUT, dataclasses.replace(outcomes, nats=outcomes.nats * 0.99))
+        assert any(line.startswith("outcomes.npz: held_out: ") for line in findings(run))
+        RunDir(run).outcomes.unlink()
+        certificate = audit(run)
+        assert results(certificate)["outcomes.npz: held_out"] == "not checked" and certificate["verdict"] == "incomplete"
 
 
 @pytest.mark.full
