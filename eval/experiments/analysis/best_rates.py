@@ -79,7 +79,7 @@ def read_rate_curves(
 
     def curve(family: str, by_rate: Mapping[float, str]) -> RateCurve | str:
         if len(by_rate) < FEWEST_RATES or len(seeds) < FEWEST_SEEDS:
-            return f"{len(by_rate)} rates and {len(seeds)} seeds; it needs {FEWEST_RATES} rates and {FEWEST_SEEDS} seeds"
+            return f"a curve needs {FEWEST_RATES} rates and {FEWEST_SEEDS} seeds, and has {len(by_rate)} and {len(seeds)}"
         names = [by_rate[rate] for rate in sorted(by_rate)]
         if lacking := [name for name in (*names, controls[family]) for seed in seeds if losses.get((name, seed)) is None]:
             return f"{lacking[0]} lacks seeds; it needs the loss of every registered run"
