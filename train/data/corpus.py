@@ -49,6 +49,8 @@ class Documents:
     """UTF-8 bytes of all texts."""
     digest: str
     """Digest of the texts, their order and bounds: `train.data.text_files.Digest`."""
+    names: tuple[str, ...] = ()
+    """Name of each document of `valid_paths`: its file, or its line. () for other documents."""
 
     def __iter__(self) -> Iterator[Document]:
         return self.read()
@@ -72,7 +74,9 @@ def split_corpus(data: TextData) -> tuple[Documents, Documents]:
         valid_sources = find_sources(data.valid_paths, data)
         if both := {source.key for source in training} & {source.key for source in valid_sources}:
             raise BadInput(f"--data.valid-paths {min(both)}: it is also in --data.paths; hold out text that is not trained on")
-        return _measured(read), _measured(functools.partial(_chain, valid_sources))
+        read_valid, names = functools.partial(_chain, valid_sources), list[str]()
+        held_out = _documents(read_valid, digest_documents(_with_names(read_valid(), names)))
+        return _measured(read), dataclasses.replace(held_out, names=tuple(names))
     with tempfile.TemporaryFile() as index:
         total = _index(read(), index)
         many = total.count >= MANY_DOCUMENTS
@@ -189,6 +193,14 @@ def _measured(read: Callable[[], Iterator[Document]]) -> Documents:
 
 def _documents(read: Callable[[], Iterator[Document]], digest: Digest) -> Documents:
     return Documents(read, digest.count, digest.text_bytes, digest.hexdigest())
+
+
+def _with_names(documents: Iterator[Document], names: list[str]) -> Iterator[Document]:
+    """Yield the documents, and append the name of each to a list."""
+    for document in documents:
+        if document.last:
+            names.append(document.name)
+        yield document
 
 
 def _chain(all_sources: list[Source]) -> Iterator[Document]:

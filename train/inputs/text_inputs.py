@@ -37,8 +37,8 @@ class TextInputs:
     """The rows that the run trains on."""
     held_out: Tokens
     """The held-out text of all components."""
-    held_out_documents: Iterable[Document]
-    """The documents of that text, read again in every iteration."""
+    held_out_names: tuple[str, ...] = ()
+    """The names of its documents, if it is that of --data.valid-paths."""
     teacher: StoredTeacher | None = None
     """Stored probabilities of a teacher for the rows; None = there are none."""
 
@@ -47,10 +47,13 @@ class TextInputs:
         return objective(run.objective).scored_rows(self.held_out, run, self.tokenizer, stride)
 
     def row_origins(self, rows: RowSource) -> list[str]:
-        """Return the file of the document that each row of the held-out text begins in; with the line, if it has many."""
+        """Return the document that each row of the held-out text begins in.
+
+        It is a file, with the line if the file has many; or its number, if the text is held out of --data.paths.
+        """
         assert isinstance(rows, TextRows), "scored rows of text are rows of text"
-        names = [document.name for document in self.held_out_documents if document.last]
-        return [names[number] for number in rows.first_documents.tolist()]
+        names, numbers = self.held_out_names, rows.first_documents.tolist()
+        return [names[number] if names else f"document {number}" for number in numbers]
 
     def validation_rows(self, run: run_config.Run) -> RowSource:
         """Return rows of the held-out text that do not overlap; validations use a subsample of them."""
@@ -118,10 +121,9 @@ def read_documents(run: run_config.Run, folder: RunDir, cache: Path, *, quiet: b
     check_vocabulary(run, tokenizer)
     with ProgressBar("tokenizing", BYTES, late=True, every=EVERY, quiet=quiet) as progress:
         components = tuple(_component(part, run, tokenizer, cache, progress) for part in parts)
-        documents = _held_out(parts, run.data)
-        held_out = tokenize_documents(documents, tokenizer, cache, progress)
-    vocab, rows = run.model.vocab, Mixture(components)
-    return TextInputs(tokenizer=tokenizer, vocab=vocab, rows=rows, held_out=held_out, held_out_documents=documents)
+        held_out = tokenize_documents(_held_out(parts, run.data), tokenizer, cache, progress)
+    vocab, rows, names = run.model.vocab, Mixture(components), parts[0].held_out.names
+    return TextInputs(tokenizer=tokenizer, vocab=vocab, rows=rows, held_out=held_out, held_out_names=names)
 
 
 class _Part(NamedTuple):

@@ -254,3 +254,14 @@ def test_a_sample_is_everything_or_evenly_spread(tmp_path):
     numbers = [int(text[:4]) for text in some]
     assert numbers[0] == 0 and numbers[-1] > 980
     assert max(after - before for before, after in itertools.pairwise(numbers)) <= 20
+
+
+def test_documents_of_valid_paths_have_names(tmp_path):
+    (tmp_path / "a.txt").write_text("One text.")
+    (tmp_path / "b.jsonl").write_text('{"text": "Two."}\n{"text": "Three."}\n')
+    (tmp_path / "train.txt").write_text("Four words to train on.")
+    paths = tuple(str(tmp_path / name) for name in ("a.txt", "b.jsonl"))
+    training, held_out = split_corpus(TextData(paths=(str(tmp_path / "train.txt"),), valid_paths=paths))
+    assert held_out.names == ("a.txt", "b.jsonl:1", "b.jsonl:2")
+    assert training.names == ()
+    assert split_corpus(TextData(paths=paths))[1].names == ()
