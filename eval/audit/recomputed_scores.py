@@ -8,7 +8,7 @@ from eval.audit.run_digests import Manifests
 from eval.tasks.held_out.language_model_scores import TextScore
 from eval.tasks.held_out.masked_lm_scores import MaskedScore
 from train.loop.prepare import PreparedRun
-from train.run.item_outcomes import HELD_OUT, Outcomes, read_outcomes
+from train.run.item_outcomes import HELD_OUT, Outcomes, outcome_names, read_outcomes
 from train.run.result_files import read_result
 from train.run.run_dir import RunDir
 from train.weights.load import restore_params
@@ -36,7 +36,7 @@ def check_scores(folder: RunDir, prepared: PreparedRun, manifests: Manifests, be
     name = "best" if prepared.run.selection.best and best else "newest"
     checks = [passed_or_failed("scores.json", problem, f"computed again from the {name} checkpoint, of step {step}")]
     if outcomes := getattr(score, "outcomes", None):
-        if isinstance(score, TextScore | MaskedScore) and not folder.outcomes.exists():
+        if isinstance(score, TextScore | MaskedScore) and HELD_OUT not in outcome_names(folder):
             text = "the run has none: versions before this one stored no outcomes of the rows of a text"
             return [*checks, Check(f"outcomes.npz: {HELD_OUT}", "not checked", text)]
         checks.append(outcomes_check(folder, HELD_OUT, outcomes, bits=bits))
@@ -50,7 +50,9 @@ def outcomes_check(folder: RunDir, name: str, computed: Outcomes, *, bits: bool)
         stored = read_outcomes(folder, name)
     except BadInput as error:
         return Check(title, "failed", str(error))
-    if stored.id != computed.id:
+    # Earlier versions gave the rows of `masked` their numbers as names.
+    numbered = tuple(f"row {number}" for number in range(len(computed.id)))
+    if stored.id not in (computed.id, numbered):
         return Check(
             title, "failed", f"it has {len(stored.id):,} items, and other ones than the {len(computed.id):,} of the task"
         )

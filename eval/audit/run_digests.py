@@ -52,7 +52,7 @@ def digest_run_files(folder: RunDir) -> dict[str, str]:
     """
     single = (folder.config, folder.metrics, folder.ledger, folder.starts, folder.data, folder.scores, folder.predictions)
     single += (folder.outcomes, folder.evaluations)
-    inside = [path for path in folder.tokenizer.rglob("*") if path.is_file()]
+    inside = [path for place in (folder.tokenizer, folder.embedding) for path in place.rglob("*") if path.is_file()]
     manifests = [path for place in (folder.checkpoints, folder.best, folder.base) for path in place.rglob(NAME)]
     paths = sorted([path for path in single if path.is_file()] + inside + manifests)
     if large := next((path for path in paths if path.stat().st_size > LARGEST_FILE), None):

@@ -82,6 +82,15 @@ def write_outcomes(folder: RunDir, name: str, outcomes: Outcomes) -> None:
     outcome_sets.write_outcomes_file(folder.outcomes, content.getvalue())
 
 
+def outcome_names(folder: RunDir) -> set[str]:
+    """Return the names of the sets of items of a run.
+
+    Raises:
+        BadInput: the file is damaged.
+    """
+    return {key.rpartition("/")[0] for key in read_arrays(folder.outcomes)} if folder.outcomes.exists() else set()
+
+
 def read_outcomes(folder: RunDir, name: str) -> Outcomes:
     """Return a set of items of a run.
 
