@@ -72,7 +72,8 @@ def average_by_powers(widths: Sequence[float]) -> optax.GradientTransformationEx
         count = state.count + 1
 
         def moved(old: Any, exponent: float) -> Any:
-            share = 1.0 - (1.0 - 1.0 / count.astype(jnp.float32)) ** (exponent + 1.0)
+            # 1 - (1 - 1 / count)^(g + 1), without the loss of digits of a difference from 1.
+            share = -jnp.expm1((exponent + 1.0) * jnp.log1p(-1.0 / count.astype(jnp.float32)))
             return jax.tree.map(lambda old, param, update: old + share * (param + update - old), old, params, updates)
 
         others = {place: moved(old, exponents[place]) for place, old in state.others.items()}

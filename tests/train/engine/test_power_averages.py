@@ -65,6 +65,15 @@ def test_an_average_has_the_weights_of_its_power_function() -> None:
     assert abs(expected[0] - expected[1]) > 0.01 < abs(values.mean() - expected[1])
 
 
+def test_a_late_update_has_its_share() -> None:
+    """After a million updates a new one counts (g + 1) / 10^6, which a difference from 1 in float32 misses by a percent."""
+    tx, zero = average_by_powers((0.05,)), jnp.float32(0)
+    state = PowerAverageState(jnp.int32(10**6 - 1), zero, {})
+    _, after = tx.update(jnp.float32(1), state, zero)
+    assert isinstance(after, PowerAverageState)
+    assert float(after.average) == pytest.approx(1 - (1 - 1e-6) ** (exponent_of_width(0.05) + 1), rel=1e-5)
+
+
 def stored(values: np.ndarray, widths: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return (counts, exponents, averages) of the checkpoints of a run."""
     counts, exponents = (
