@@ -167,7 +167,7 @@ def _module_paths(file: Path) -> list[tuple[str, str]]:
         name = kind.rpartition(".")[2]
         if not kind.startswith(PACKAGE) or name not in ORDER:
             raise BadInput(f"{file}: the module {kind} is not supported, only {', '.join(ORDER)}; {WITHOUT}")
-        if path != Path(path).name and not (name == "Transformer" and path == ""):
+        if (path != Path(path).name or path in ("", "..")) and not (name == "Transformer" and path == ""):
             raise BadInput(f'{file}: the path "{path}" of {name} is no folder beside the file; name one')
         if name == "Transformer" and path:
             raise BadInput(
@@ -204,7 +204,7 @@ def _read_pooling(folder: Path) -> tuple[Pool, bool]:
     else:
         pool = FLAGS[flags[0]] if flags else "mean"
     for key in read_json(folder / FILE, LARGEST_FILE):
-        if key.startswith("pooling_mode_") and key not in FLAGS:
+        if key.startswith("pooling_mode_") and key not in FLAGS and config.flag(key, False):
             raise config.wrong(key, True, f"this pooling is not supported, only {', '.join(FLAGS)}")
     include = config.flag("include_prompt", True)
     if pool == "cls" and not include:

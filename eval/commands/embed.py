@@ -41,7 +41,7 @@ def run_index(model: ModelOptions, source: Texts, *, options: Vectors, index: st
     """
     documents = _read_documents(source)
     loaded = model.load()
-    document_prompt = options.prompt_text or (modules_of(loaded).prompt(options.prompt, loaded.where) if options.prompt else None)
+    document_prompt = modules_of(loaded).prompt(options.prompt, loaded.where) if options.prompt else options.prompt_text
     settings = TaskVectors(pool=options.pool, dimensions=options.dimensions, document_prompt=document_prompt)
     embedder = TaskEmbedder.of(loaded, settings, batch=model.batch, dtype=model.dtype(), truncate=source.truncate)
     with ProgressBar("embedding", "texts", before="compiling") as progress:
@@ -117,7 +117,7 @@ def embed_with_progress(
 def vector_settings(encoder: Encoder, options: Vectors) -> tuple[EmbeddingModules, str]:
     """Return (the modules of a model's folder with the options in their places, the text of the prompt)."""
     modules = modules_of(encoder.loaded)
-    prompt = options.prompt_text or modules.prompt(options.prompt, encoder.loaded.where)
+    prompt = modules.prompt(options.prompt, encoder.loaded.where) if options.prompt_text is None else options.prompt_text
     pool = modules.pool if options.pool == "auto" else options.pool
     normalize = modules.normalize if options.normalize is None else options.normalize
     return dataclasses.replace(modules, pool=pool, normalize=normalize), prompt

@@ -93,6 +93,8 @@ def domain_differences(
     entries = []
     for name in names:
         chosen = domains == name
+        if not all(run.count[chosen].sum() for run in (*row, *reference)):
+            continue
         values = [np.stack([_contributions(run, score, chosen) for run in side]) for side in (row, reference)]
         difference, count = test(values[0].mean(1), values[1].mean(1)), int(chosen.sum())
         if count > 1:

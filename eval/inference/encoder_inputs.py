@@ -51,14 +51,14 @@ class Vectors:
     """Divide each vector by its length. None: if the folder of the model has a module for it."""
     prompt: str = ""
     """Name of the model's prompt that is put before each text, such as query; empty = its default prompt, if it has one."""
-    prompt_text: str = ""
-    """Text that is put before each text, in place of a prompt of the model."""
+    prompt_text: str | None = None
+    """Text that is put before each text, in place of a prompt of the model; "" = none."""
     dimensions: int = 0
     """Number of first dimensions to keep, before normalization; 0 = all."""
 
     def __post_init__(self) -> None:
         require(self.dimensions >= 0, "dimensions", self.dimensions, "choose 0 (all), or the number of first dimensions")
-        both = bool(self.prompt and self.prompt_text)
+        both = bool(self.prompt) and self.prompt_text is not None
         require(not both, "prompt", self.prompt, "there is --prompt-text too; give only one of the two")
 
 

@@ -14,14 +14,14 @@ from eval.inference.encoder_inputs import TaskVectors
 from eval.inference.encoder_runner import Encoder, EncoderRow, Text
 from train.weights.load import Loaded
 from zoo.batch import Batch
-from zoo.configs._pooling import DenseActivation, Pool
+from zoo.configs._pooling import DOCUMENT_NAMES, QUERY_NAMES, DenseActivation, Pool
 from zoo.embedding_modules import DenseLayer, EmbeddingModules, read_modules
 from zoo.errors import BadInput, require
 from zoo.models import Model
 from zoo.nn.pooling import SMALLEST, pool_tokens
 
 Side = Literal["sentence", "query", "document"]
-SIDES: dict[Side, tuple[str, ...]] = {"sentence": (), "query": ("query",), "document": ("document", "passage")}
+SIDES: dict[Side, tuple[str, ...]] = {"sentence": (), "query": QUERY_NAMES, "document": DOCUMENT_NAMES}
 """Side of a comparison -> names of the model's prompts for it."""
 
 

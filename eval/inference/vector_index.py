@@ -120,6 +120,8 @@ def check_model(folder: Path, settings: IndexSettings, loaded: Loaded, modules: 
     Raises:
         BadInput: names both.
     """
+    if (similarity := check_similarity(loaded, modules)) != settings.similarity:
+        raise BadInput(f"--model {loaded.where}: it compares by {similarity}, and {folder} is for {settings.similarity}; {AGAIN}")
     if digest_of_model(loaded, modules) != settings.digest:
         step = "" if settings.step is None else f" at step {settings.step:,}"
         raise BadInput(

@@ -39,6 +39,7 @@ from zoo.errors import BadInput, no_such_file
 
 DEEPEST = 100
 """Documents of a ranking that the metrics look at."""
+LARGEST_GRADE = 1_000
 
 
 class Collection(NamedTuple):
@@ -86,6 +87,8 @@ def read_collection(names: Sequence[str], settings: Settings) -> Collection:
             )
         grades[query][document] = grade
     judged = first([name for name in queries if name in grades], settings.limit)
+    if not judged:
+        raise BadInput(f"{qrels}: no query has a judgement; add lines")
     return Collection({name: queries[name] for name in judged}, documents, {name: grades[name] for name in judged})
 
 
@@ -151,7 +154,8 @@ def score_rerank(subject: Loaded, data: Sequence[Candidates], settings: Settings
     table, judged = np.zeros((len(data), longest), np.int64), []
     for row, query, item in zip(table, queries, data, strict=True):
         grades = np.array([0] * len(item.negative) + [1] * len(item.positive))
-        scores = vectors[[number[text.text] for text in (*item.negative, *item.positive)]] @ query
+        # Equal vectors have equal sums; in a matrix product their last bits may differ.
+        scores = (vectors[[number[text.text] for text in (*item.negative, *item.positive)]] * query).sum(1)
         row[: len(grades)] = grades[np.argsort(-scores, kind="stable")]
         judged.append(grades)
     values = {
@@ -182,6 +186,7 @@ def read_documents(file: Path) -> dict[str, Text]:
         name, title = value.get("_id"), check_string(value.get("title") or "", f"{where}: field title")
         if not isinstance(name, str) or not name:
             raise BadInput(f"{where}: field _id is {json.dumps(name)[:40]}; write a text that is not empty")
+        check_string(name, f"{where}: field _id")
         if name in texts:
             raise BadInput(f"{where}: the id {json.dumps(name)} is that of {texts[name].where} too; give each its own")
         text = check_string(value.get("text", ""), f"{where}: field text")
@@ -201,6 +206,8 @@ def _read_qrels(file: Path) -> Iterator[tuple[str, str, str, int]]:
             grade = int(cells[-1])
         except ValueError:
             raise BadInput(f"{where}: the grade {cells[-1][:40]!r} is no whole number; write 0, 1, ...") from None
+        if abs(grade) > LARGEST_GRADE:
+            raise BadInput(f"{where}: the grade {cells[-1][:40]} is too large; write -{LARGEST_GRADE:,} to {LARGEST_GRADE:,}")
         yield where, cells[0], cells[-2], grade
 
 

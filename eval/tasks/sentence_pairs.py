@@ -58,6 +58,8 @@ def read_sentence_pairs(field: str, names: Sequence[str], settings: Settings) ->
             if not check_string(values[name], f"{where}: field {name}").strip():
                 raise BadInput(f"{where}: field {name} has no text; write a sentence, or remove the line")
         pairs.append(SentencePair(where, values["sentence1"], values["sentence2"], _number(values[field], field, where)))
+    if not pairs:
+        raise BadInput(f"{names[0]}: no pairs, only a header; add lines")
     return first(pairs, settings.limit)
 
 
@@ -108,7 +110,7 @@ def _cosines(
 def _number(value: Any, field: str, where: str) -> float:
     try:
         number = float(value) if not isinstance(value, bool) else math.nan
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise BadInput(f"{where}: field {field} is {str(value)[:40]!r}; write a finite number")

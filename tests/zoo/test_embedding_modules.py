@@ -249,6 +249,7 @@ WRONG: dict[str, tuple[str, Any, str]] = {
         "the modules Pooling are not supported",
     ),
     "path": ("modules.json", [{"type": "sentence_transformers.models.Pooling", "path": "../1"}], 'the path "../1" of Pooling'),
+    "parent": ("modules.json", [{"type": "sentence_transformers.models.Pooling", "path": ".."}], 'the path ".." of Pooling'),
     "list": ("modules.json", {"type": "x"}, "not a list of modules"),
     "two flags": (
         "1_Pooling/config.json",

@@ -29,7 +29,8 @@ def ranked_of_record(record: Record, options: RankedTexts) -> Ranked:
         positive = _text(column_value(record, options.positive, "positive", 1, "positive"), record, "positive")
     if options.negatives or _has_column(record, "negatives", 2):
         value = column_value(record, options.negatives, "negatives", 2, "negatives")
-        texts = value if isinstance(value, list) else [value]
+        # An empty cell has no negatives, which the rows refuse if they need some.
+        texts = value if isinstance(value, list) else [] if value in (None, "") else [value]
         negatives = tuple(_text(text, record, "negative") for text in texts)
     return Ranked(origin=record.where, document=positive or query, query=query, positive=positive, negatives=negatives)
 

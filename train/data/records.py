@@ -55,7 +55,10 @@ def column_value(record: Record, chosen: str, default: str, number: int, key: st
     Raises:
         BadInput: there is no such column; the message names the option --labelled.`key`.
     """
-    name = chosen or (list(record.values)[number] if record.numbered else default)
+    columns = list(record.values)
+    if not chosen and record.numbered and number >= len(columns):
+        raise BadInput(f"{record.where}: {len(columns)} columns, and column {number + 1} is the {default}; add it to the file")
+    name = chosen or (columns[number] if record.numbered else default)
     if name not in record.values:
         names = list(record.values)
         missing = f"{record.where}: no column {json.dumps(name)}"

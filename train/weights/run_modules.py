@@ -9,6 +9,7 @@ from train.config.embedding_options import Contrastive, EmbeddingOptions, Simila
 from train.config.run_config import Run
 from train.run.run_dir import modules_folder
 from train.weights.resolve_model_name import resolve_model_name
+from zoo.configs._pooling import DOCUMENT_NAMES, QUERY_NAMES
 from zoo.errors import BadInput
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
 EMBEDDING_TASKS = ("body", "masked", "pretraining", "next", "permutation")
 """Tasks of encoders whose hidden states remain those of texts."""
-QUERY, DOCUMENT = "query", "document"
-"""Names of the prompts of both sides."""
 
 
 def modules_of_run(run: Run) -> "EmbeddingModules | None":
@@ -34,11 +33,12 @@ def modules_of_run(run: Run) -> "EmbeddingModules | None":
         return read_modules(modules_folder(resolve_model_name(run.init))) if keeps else None
     group = getattr(options, run.objective)
     is_dot = isinstance(group, Contrastive) and not group.normalize
-    prompts = {QUERY: group.query_prompt, DOCUMENT: group.document_prompt} if isinstance(group, Contrastive) else {}
+    sides = (*QUERY_NAMES, DOCUMENT_NAMES[0])
+    texts = (group.query_prompt, group.document_prompt) if isinstance(group, Contrastive) else ("", "")
     return EmbeddingModules(
         pool=group.pool,
         normalize=not is_dot,
-        prompts={name: text for name, text in prompts.items() if text},
+        prompts={name: text for name, text in zip(sides, texts, strict=True) if text},
         similarity="dot" if is_dot else "cosine",
         longest=run.data.length,
     )
@@ -56,8 +56,8 @@ def contrastive_options(init: str) -> Contrastive:
     return Contrastive(
         pool=modules.pool,
         normalize=modules.similarity != "dot",
-        query_prompt=modules.side_prompt((QUERY,)),
-        document_prompt=modules.side_prompt((DOCUMENT, "passage")),
+        query_prompt=modules.side_prompt(QUERY_NAMES),
+        document_prompt=modules.side_prompt(DOCUMENT_NAMES),
     )
 
 
@@ -74,11 +74,15 @@ def _read_init_modules(init: str) -> "EmbeddingModules":
     """Return the modules of a model; the defaults for a plain encoder.
 
     Raises:
-        BadInput: it has dense layers, which no objective trains; see also `zoo.embedding_modules.read_modules`.
+        BadInput: it has dense layers or does not pool prompts, as no objective trains it; see also
+            `zoo.embedding_modules.read_modules`.
     """
     from zoo.embedding_modules import EmbeddingModules, read_modules
 
     modules = read_modules(modules_folder(resolve_model_name(init))) or EmbeddingModules()
     if modules.dense:
         raise BadInput(f"--init {init}: its vectors have dense layers, which are not trained; remove them from its modules.json")
+    if not modules.include_prompt:
+        fix = "set include_prompt to true in its 1_Pooling/config.json"
+        raise BadInput(f"--init {init}: its vectors leave out the tokens of prompts, which training pools; {fix}")
     return modules

@@ -270,7 +270,7 @@ class LoadedModel:
         normalize: bool | None = None,
         truncate: bool = False,
         prompt: str = "",
-        prompt_text: str = "",
+        prompt_text: str | None = None,
         dimensions: int = 0,
     ) -> "Float32[np.ndarray, '...']":
         """Return the float32 vector [D] of a text from an encoder's last layer, or those of several texts [N, D].
@@ -280,7 +280,7 @@ class LoadedModel:
             normalize: divide each vector by its Euclidean length; None: as the folder of the model says.
             truncate: cut the end off a text that is longer than the model's positions.
             prompt: name of the model's prompt that is put before each text; "": its default prompt, if it has one.
-            prompt_text: text that is put before each text.
+            prompt_text: text that is put before each text, in place of a prompt of the model; "" = none.
             dimensions: number of first dimensions, before normalization; 0 = all.
 
         Raises:
@@ -293,10 +293,11 @@ class LoadedModel:
         check_argument(pool in pools, "pool", pool, f"choose {', '.join(pools)}")
         flag = None if normalize is None else check_type(bool, normalize, "normalize")
         check_type(bool, truncate, "truncate")
-        strings = {name: check_type(str, text, name) for name, text in (("prompt", prompt), ("prompt_text", prompt_text))}
+        written = None if prompt_text is None else check_type(str, prompt_text, "prompt_text")
         count = check_type(int, dimensions, "dimensions")
         named = _named(check_texts(texts, "texts", blank=False))
-        options = Vectors(pool=pool, normalize=flag, dimensions=count, **strings)  # pyright: ignore[reportArgumentType]
+        settings: dict[str, Any] = {"pool": pool, "normalize": flag, "dimensions": count, "prompt_text": written}
+        options = Vectors(prompt=check_type(str, prompt, "prompt"), **settings)
         vectors = embed_with_progress(self._encoder(), named, options, truncate=truncate, quiet=True)
         return vectors[0] if isinstance(texts, str) else vectors
 

@@ -10,3 +10,7 @@ DenseActivation = Literal["identity", "tanh", "relu", "gelu", "silu", "sigmoid"]
 """Activation of a dense layer on a pooled vector; gelu is the form with erf."""
 Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 """How published vectors are compared, as sentence-transformers names it; the last two are negative distances."""
+
+QUERY_NAMES, DOCUMENT_NAMES = ("query",), ("document", "passage", "corpus")
+"""Names of the prompts of both sides of a search in the order in which they are looked for, as by sentence-transformers 6.2; the
+first is written."""

@@ -111,7 +111,18 @@ def _is_complete(folder: Path) -> bool:
     # ByT5 has a tokenizer without a vocabulary.
     files = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer_config.json")
     tokenizer = any((folder / name).exists() for name in files)
-    return tokenizer and (folder / "config.json").exists() and has_shards
+    return tokenizer and (folder / "config.json").exists() and has_shards and _has_modules(folder)
+
+
+def _has_modules(folder: Path) -> bool:
+    """Return False if modules.json names modules whose settings are absent, as after an interrupted download."""
+    modules = folder / "modules.json"
+    try:
+        rows = json.loads(read_regular_text(modules)) if modules.exists() else []
+        paths = [row["path"] for row in rows if row["type"].endswith((".Pooling", ".Dense"))]
+        return all((folder / path / "config.json").exists() for path in paths)
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError, OSError):
+        return False
 
 
 def folder_of(name: str) -> Path:

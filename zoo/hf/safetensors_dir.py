@@ -199,7 +199,7 @@ def new_folder(target: Path):
         partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.partial-"))
         partial.chmod(0o777 & ~_umask())
         yield partial
-        for file in (*partial.iterdir(), partial):
+        for file in (*partial.rglob("*"), partial):
             fsync(file)
         # On POSIX a rename replaces only an empty folder, so files that were written there meanwhile are not lost.
         fault_point("weights.rename")

@@ -1,7 +1,8 @@
 """Scores of embedding models: how often a query finds its text among all held-out ones, and how well similarities rank pairs.
 
-All vectors are computed first, and compared in float64 on the host, so that neither the batch size nor the mesh matters. Losses
-have the temperature of the options; a learned one belongs to training alone.
+All vectors are computed first. Ranks and correlations are computed in float64 on the host, so that neither the batch size nor the
+mesh matters; the loss is that of groups of `--data.batch` rows. Losses have the temperature of the options; a learned one belongs
+to training alone.
 """
 
 import functools

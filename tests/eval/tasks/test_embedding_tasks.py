@@ -179,6 +179,8 @@ WRONG: list[tuple[str, str, str, str]] = [
     ("sts", "a.tsv", "sentence1\tsentence2\na\tb", "a.tsv:1: no field score; it has"),
     ("pair_classification", "a.tsv", "sentence1\tsentence2\tlabel\na\tb\t2", "a.tsv:2: field label is '2'; write 0 or 1"),
     ("pair_classification", "a.tsv", "sentence1\tsentence2\tlabel\na\tb\t0", "a.tsv:2: no label from here on is 1"),
+    ("sts", "a.tsv", "sentence1\tsentence2\tscore\n", "a.tsv: no pairs, only a header"),
+    ("sts", "a.jsonl", f'{{"sentence1": "a", "sentence2": "b", "score": 1{"0" * 400}}}', "field score is"),
     ("rerank", "a.jsonl", '{"query": "a", "positive": [], "negative": ["b"]}', "a.jsonl:1: field positive is no list of texts"),
     ("rerank", "a.jsonl", '{"query": "", "positive": ["b"], "negative": ["b"]}', "a.jsonl:1: field query has no text"),
 ]
@@ -192,6 +194,9 @@ BEIR: list[tuple[str, str, str]] = [
     ("qrels/test.tsv", "q1 0 d1 1\nq1 0 d1 2", 'test.tsv:2: a second grade of document "d1"'),
     ("qrels/test.tsv", "q1 0 d1 high", "test.tsv:1: the grade 'high' is no whole number"),
     ("qrels/test.tsv", "q1 d1", "test.tsv:1: 2 columns"),
+    ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n", "test.tsv: no query has a judgement"),
+    ("qrels/test.tsv", "q1 0 d1 1001", "test.tsv:1: the grade 1001 is too large"),
+    ("corpus.jsonl", '{"_id": "\\ud800", "text": "a"}', "corpus.jsonl:1: field _id"),
     ("corpus.jsonl", '{"_id": "d1", "text": ""}', "corpus.jsonl:1: field text has no text"),
     ("corpus.jsonl", '{"_id": 1, "text": "a"}', "corpus.jsonl:1: field _id is 1"),
     ("queries.jsonl", '{"_id": "q1", "text": "a"}\n{"_id": "q1", "text": "b"}', 'queries.jsonl:2: the id "q1" is that of'),

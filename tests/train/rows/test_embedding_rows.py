@@ -90,6 +90,15 @@ def test_columns_are_named_or_numbered(name: str, content: Any, options: dict[st
         assert (example.query, example.positive, example.negatives, example.document) == ("q", "p", expected, "p")
 
 
+def test_empty_cells_are_absent_texts_and_absent_columns_are_named(tmp_path: Path) -> None:
+    (example,) = read("contrastive", put(tmp_path / "a.jsonl", [{"query": "q", "positive": "p", "negatives": None}]))
+    assert isinstance(example, Ranked) and example.negatives == ()
+    (example,) = read("contrastive", put(tmp_path / "b.tsv", "query\tpositive\tnegatives\nq\tp\t\n"))
+    assert isinstance(example, Ranked) and (example.positive, example.negatives) == ("p", ())
+    with pytest.raises(BadInput, match=r"c\.tsv:1: 2 columns, and column 3 is the score; add it to the file"):
+        read("similarity", put(tmp_path / "c.tsv", "a\tb\n"), header=False)
+
+
 def test_scored_pairs_are_read_from_tables(tmp_path: Path) -> None:
     (example,) = read("similarity", put(tmp_path / "a.tsv", "x\ty\tz\na\tb\t0.5\n"), sentence1="x", sentence2="y", score="z")
     assert isinstance(example, ScoredPair)
