@@ -159,7 +159,7 @@ def _task(folder: Path) -> None:
 
 def _store(folder: Path) -> None:
     """Write the objects of the run in an object store."""
-    shutil.copytree(make_intact("run"), folder, ignore=shutil.ignore_patterns("run.lock"))
+    shutil.copytree(make_intact("run"), folder, ignore=shutil.ignore_patterns("run.lock", "evaluations.lock"))
 
 
 def _hub(folder: Path) -> None:

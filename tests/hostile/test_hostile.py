@@ -173,7 +173,7 @@ MISTAKES: dict[Callable[[], Any], str] = {
 @pytest.mark.planted(len(MISTAKES))
 def test_everything_that_a_command_must_not_do_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matrix, "IDLE", 2.0)
-    monkeypatch.setattr(canary, "CPU_SECONDS", 8)
+    monkeypatch.setattr(canary, "CPU_SECONDS", 12)
     # Where memory is scarce, filling two gigabytes takes longer than that.
     monkeypatch.setattr(matrix, "LARGEST_RSS", 1 << 30)
     case = Case("a mistake of a command", "code", "run", lambda place: None, ())
