@@ -1,6 +1,6 @@
 """Metrics of rankings, for each query, with the conventions of trec_eval (the NIST program, whose values pytrec_eval returns).
 
-A ranking is in descending order of score; documents of one score are in descending order of their id as a string (`trec_order`).
+A ranking is in descending order of score; documents of one score are in descending order of their id as a string.
 Relevance grades are integers; a document is relevant at a grade of at least 1, and one without a judgement has grade 0. A metric
 at k looks at the first k documents of a ranking. A query without a relevant document has the value 0, as in trec_eval.
 
@@ -8,7 +8,7 @@ Every function takes `grades`, int [Q, K], the grades of the ranked documents, 0
 the grades of all judged documents of each query, ranked or not; it returns float64 [Q].
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float64, Integer, Real
@@ -16,12 +16,6 @@ from jaxtyping import Float64, Integer, Real
 Grades = Integer[np.ndarray, "Q K"]
 PerQuery = Float64[np.ndarray, " Q"]
 Judged = Sequence[Integer[np.ndarray, "_"]]
-
-
-def trec_order(scores: Real[np.ndarray, " N"], ids: Sequence[str]) -> Integer[np.ndarray, " N"]:
-    """Return the positions of documents in the order of trec_eval: scores descending, then ids descending as strings."""
-    _, rank_of_id = np.unique(np.array(ids, np.str_), return_inverse=True)
-    return np.lexsort((-rank_of_id, -scores.astype(np.float64)))
 
 
 def ndcg(grades: Grades, judged: Judged, k: int) -> PerQuery:
@@ -52,21 +46,6 @@ def reciprocal_rank(grades: Grades, judged: Judged, k: int) -> PerQuery:
 def recall(grades: Grades, judged: Judged, k: int) -> PerQuery:
     """Return the share of the relevant documents that are among the first k."""
     return _ratio((grades[:, :k] > 0).sum(1), _counts(judged))
-
-
-def precision(grades: Grades, judged: Judged, k: int) -> PerQuery:
-    """Return the share of relevant documents among the first k, divided by k even if fewer are ranked."""
-    return (grades[:, :k] > 0).sum(1) / float(k)
-
-
-RANKING: dict[str, Callable[[Grades, Judged, int], PerQuery]] = {
-    "ndcg": ndcg,
-    "map": average_precision,
-    "mrr": reciprocal_rank,
-    "recall": recall,
-    "precision": precision,
-}
-"""Name of a metric -> function of (grades [Q, K], judged grades of each query, k)."""
 
 
 def binary_average_precision(labels: Integer[np.ndarray, " N"], scores: Real[np.ndarray, " N"]) -> float:

@@ -245,6 +245,11 @@ def padded_row(
 
 
 def special_tokens_of(tokenizer: Tokenizer) -> SpecialTokens:
+    """Return the special tokens of an encoder's tokenizer.
+
+    Raises:
+        BadInput: the tokenizer has none.
+    """
     if tokenizer.special_tokens is None:
         raise BadInput("--tokenizer.path: this tokenizer has no special tokens cls and sep; choose one of an encoder")
     return tokenizer.special_tokens

@@ -11,12 +11,11 @@ from train.config.option_groups import Preferences
 from train.data.example_types import Content, Preference
 from train.rows import seq2seq_rows
 from train.rows.batches import Build
-from train.rows.example_rows import TemplateIds, is_typed, padded_row
+from train.rows.example_rows import TemplateIds, is_typed, padded_row, special_tokens_of
 from train.rows.seq2seq_rows import SourceTarget, text_special_tokens_of
 from train.tokenizers.chat_template import ChatTemplate
 from train.tokenizers.chat_token_ids import CompletionText, completion_text, missing_end
 from train.tokenizers.continuations import encode_continuations
-from train.tokenizers.special_tokens import SpecialTokens
 from train.tokenizers.text_borders import common_prefix_length
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.configs._encoder import BodyConfig
@@ -286,7 +285,7 @@ def side_builder(cfg: Any, tokenizer: Tokenizer, target_length: int = 0) -> Call
     """
     layout = layout_of(cfg)
     if layout == "encoder":
-        special = _special_tokens(tokenizer)
+        special = special_tokens_of(tokenizer)
         typed, causal = is_typed(cfg.types, special), getattr(cfg, "causal", False)
 
         def one_side(side: Side, length: int) -> dict[str, Any]:
@@ -326,7 +325,7 @@ class _SpecialTokens:
 
     def __init__(self, layout: Layout, tokenizer: Tokenizer) -> None:
         self._layout, self._end = layout, tokenizer.end_of_text
-        self._special = _special_tokens(tokenizer) if layout in ("encoder", "joined") else None
+        self._special = special_tokens_of(tokenizer) if layout in ("encoder", "joined") else None
         if layout == "encoder_decoder":
             self._end = text_special_tokens_of(tokenizer).end
 
@@ -389,9 +388,3 @@ def _too_long(origin: str, names: tuple[str, ...], sizes: Sequence[int], targets
         second = f" and {sizes[1]} with the {names[1]}" if len(sizes) > 1 else ""
         what = f"{sizes[0]} tokens with the {names[0]} completion{second}, and a row has {limits.length}"
     return f"{origin}: {what}; choose a longer --data.length, {cut}, {skip}"
-
-
-def _special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
-    if tokenizer.special_tokens is None:
-        raise BadInput("--tokenizer.path: this tokenizer has no special tokens cls and sep; choose one of an encoder")
-    return tokenizer.special_tokens
