@@ -68,8 +68,8 @@ def item_errors(grid: Grid, cells: Sequence[Mapping[str, Any]], folder: Path) ->
 
 
 def domain_of(item: str) -> str:
-    """Return the domain of an item: the name of its file up to the first underscore or full stop."""
-    return re.split(r"[_.]", item, maxsplit=1)[0]
+    """Return the domain of an item: the name of its file up to the first underscore, full stop or space."""
+    return re.split(r"[_. ]", item, maxsplit=1)[0]
 
 
 def domain_differences(

@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float64
 
+from eval.experiments.analysis.family_exponents import ALL, split_families
 from eval.experiments.analysis.fit_claims import FitDraft, compare_estimate, judge_fit_claims
 from eval.experiments.analysis.isoflop_fit import Estimate
 from eval.experiments.declaration import FEWEST_SEEDS
 
-CONTROL, ALL = "fresh-", "families"
-"""Beginning of the name of a family's control row, before the name of the family; and the name in a claim for all families."""
 FEWEST_RATES = 3
 LEAST_DEVIATION = 0.1
 """Smallest standard deviation of a shift, in doublings: rates are a factor of 2 apart, so that equal minima have errors too."""
@@ -60,16 +59,15 @@ def read_rate_curves(
 ) -> dict[str, dict[str, RateCurve | str]]:
     """Return family -> model -> its curve, or why it has none.
 
-    The models are "narrow", "transferred" and "standard": the base, and the wide model with and without width transfer. The
-    family of a row is the beginning of its recipe: bert of bert-nano.
+    The models are "narrow", "transferred" and "standard": the base, and the wide model with and without width transfer.
     """
     stage, score = registration["claims"][0]["metric"].split("/") if registration["claims"] else ("train", "loss")
-    rows: dict[str, dict[str, dict[float, str]]] = {}
-    controls = {row["name"].removeprefix(CONTROL): row["name"] for row in registration["rows"] if row["name"].startswith(CONTROL)}
-    for row in registration["rows"]:
-        if row["name"] not in controls.values():
-            family, model = row["stages"][stage]["recipe"].partition("-")[0], row["name"].split("-")[1]
-            rows.setdefault(family, {}).setdefault(model, {})[row["stages"][stage]["options"]["optim.lr"]] = row["name"]
+    families, rows = split_families(registration), dict[str, dict[str, dict[float, str]]]()
+    for family, of_family in families.items():
+        for row in of_family["rows"]:
+            if row["name"] != of_family["control"]:
+                by_rate = rows.setdefault(family, {}).setdefault(row["name"].split("-")[1], {})
+                by_rate[row["stages"][stage]["options"]["optim.lr"]] = row["name"]
     losses = {
         (cell["row"], cell["seed"]): math.inf if cell["status"] == "diverged" else cell["scores"].get(score)
         for cell in cells
@@ -80,11 +78,11 @@ def read_rate_curves(
     def curve(family: str, by_rate: Mapping[float, str]) -> RateCurve | str:
         if len(by_rate) < FEWEST_RATES or len(seeds) < FEWEST_SEEDS:
             return f"a curve needs {FEWEST_RATES} rates and {FEWEST_SEEDS} seeds, and has {len(by_rate)} and {len(seeds)}"
-        names = [by_rate[rate] for rate in sorted(by_rate)]
-        if lacking := [name for name in (*names, controls[family]) for seed in seeds if losses.get((name, seed)) is None]:
+        names, control = [by_rate[rate] for rate in sorted(by_rate)], families[family]["control"]
+        if lacking := [name for name in (*names, control) for seed in seeds if losses.get((name, seed)) is None]:
             return f"{lacking[0]} lacks seeds; it needs the loss of every registered run"
         values = np.array([[losses[name, seed] for name in names] for seed in seeds], np.float64)
-        if values.min(1).max() >= min(losses[controls[family], seed] for seed in seeds):
+        if values.min(1).max() >= min(losses[control, seed] for seed in seeds):
             return f"no rate of {names[0]} and its neighbours is better than the control row in every seed"
         return RateCurve(log_rates=np.log2(sorted(by_rate)), losses=values)
 

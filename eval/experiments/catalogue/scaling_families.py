@@ -1,9 +1,7 @@
 """Compute-optimal sizes of four families: gpt, bert (masked tokens), t5 (removed spans) and xlnet (permutations)."""
 
-from typing import Any
-
 from eval.experiments.analysis.family_exponents import ALL, CONTROL, REFERENCE, judge_family_claims
-from eval.experiments.catalogue._common import FRESH, smoke
+from eval.experiments.catalogue._common import family_control, family_recipe, smoke
 from eval.experiments.catalogue.scaling import BUDGETS, LAYERS, NANO, NIGHT, RATES
 from eval.experiments.declaration import TEXT, Claim, Experiment, Flops, Options, Row, Stage, Tier
 
@@ -44,22 +42,13 @@ def scaling_families() -> Experiment:
             label=f"{family}, {budget} FLOPs, width {width}",
             overrides={**_options(family, width), "steps": Flops(float(budget))},
             group=f"{family} {budget}",
-            **_recipe(family),
+            **family_recipe(family),
         )
         for family in FAMILIES
         for budget in BUDGETS
         for width in _widths(family, budget)
     ]
-    fresh = [
-        Row(
-            name=f"{CONTROL}{family}",
-            label=f"{family}, fresh parameters (control)",
-            overrides={**_options(family, 32), **FRESH},
-            group=f"{CONTROL}{family}",
-            **_recipe(family),
-        )
-        for family in FAMILIES
-    ]
+    fresh = [family_control(family, _options(family, 32)) for family in FAMILIES]
     stage = {**TEXT, "optim.name": "adamw", "optim.warmup": 0.1, "data.length": 128, "data.batch": 8, "log.samples": 0}
     stage |= {"model.vocab": 512, "tokenizer.vocab": 512, "model.dropout": 0.0}
     controls = [row.name for row in fresh]
@@ -129,11 +118,6 @@ def _rows_of(*budgets: str) -> tuple[str, ...]:
 def _widths(family: str, budget: str) -> tuple[int, ...]:
     own = WIDTHS.get(family, {})
     return own[budget] if budget in own else BUDGETS[budget]
-
-
-def _recipe(family: str) -> dict[str, Any]:
-    """Return what a row has that is not of the reference: its recipe, and the tokenizer of its family."""
-    return {} if family == REFERENCE else {"recipes": {"train": f"{family}-nano"}, "tokenizer": f"{family}-nano"}
 
 
 def _options(family: str, width: int) -> Options:

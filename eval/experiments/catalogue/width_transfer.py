@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from eval.experiments.analysis.best_rates import ALL, CONTROL, judge_rate_claims
-from eval.experiments.catalogue._common import FRESH, TINY, smoke
+from eval.experiments.analysis.best_rates import judge_rate_claims
+from eval.experiments.analysis.family_exponents import ALL, CONTROL, REFERENCE
+from eval.experiments.catalogue._common import TINY, family_control, family_recipe, smoke
 from eval.experiments.declaration import TEXT, Claim, Experiment, Options, Row, Stage, Tier
 
 SOURCE = "Yang and Hu 2021, figure 1"
@@ -11,7 +12,7 @@ NARROW, WIDE = 64, 512
 FAMILIES: dict[str, Options] = {
     "gpt": {"model.context": 64, "model.embedding_dropout": 0.0},
     # Single texts, as the other families read them, without next-sentence prediction. Masked tokens are learned slowly.
-    "bert": {"steps": 1_000, "model.context": 64, "model.task": "masked", "data.rows": "windows", "model.attention_dropout": 0.0},
+    "bert": {"steps": 800, "model.context": 64, "model.task": "masked", "data.rows": "windows", "model.attention_dropout": 0.0},
     "t5": {"model.gated": False, "model.activation": "relu"},
 }
 """Family -> the options of its recipe, `FAMILY-nano`."""
@@ -35,16 +36,7 @@ def width_transfer() -> Experiment:
         ),
         *(_row(family, "standard", WIDE, doublings, {}) for family in FAMILIES for doublings in LOWER),
     ]
-    fresh = [
-        Row(
-            name=f"{CONTROL}{family}",
-            label=f"{family}, fresh parameters (control)",
-            overrides={**_options(family, NARROW), **FRESH},
-            group=f"{CONTROL}{family}",
-            **_recipe(family),
-        )
-        for family in FAMILIES
-    ]
+    fresh = [family_control(family, _options(family, NARROW)) for family in FAMILIES]
     stage = {**TEXT, **TINY, "model.layers": 1, "model.dropout": 0.0, "data.batch": 8, "steps": 250, "log.validate_every": 500}
     # A part of the held-out text: a wide model would take longer to score all of it than to be trained.
     stage |= {"optim.name": "adamw", "optim.warmup": 0.1, "data.valid_paths": "{valid}/plays.txt", "checkpoint.every": 1_000}
@@ -56,7 +48,7 @@ def width_transfer() -> Experiment:
         source=SOURCE,
         scale="Models of {parameters} parameters and {tokens} input tokens; the paper: Transformers of width 128 to 8,192",
         rows=(*rows, *fresh),
-        control=f"{CONTROL}gpt",
+        control=f"{CONTROL}{REFERENCE}",
         stages=(Stage(name="train", recipe="gpt-nano", overrides=stage, seconds=5.0),),
         budget="input_tokens",
         claims=_claims(),
@@ -108,17 +100,12 @@ def _row(family: str, model: str, width: int, doublings: int, changes: Options) 
         label=f"{family}, width {width}, {model}, rate {rate:.3g}",
         overrides={**_options(family, width), **changes, "optim.lr": rate},
         group=f"{family} {width}",
-        **_recipe(family),
+        **family_recipe(family),
     )
 
 
 def _name(family: str, model: str, doublings: int) -> str:
     return f"{family}-{model}-{'down' if doublings < 0 else 'up'}{abs(doublings)}"
-
-
-def _recipe(family: str) -> dict[str, Any]:
-    """Return what a row has that is not of gpt: its recipe, and the tokenizer of its family."""
-    return {} if family == "gpt" else {"recipes": {"train": f"{family}-nano"}, "tokenizer": f"{family}-nano"}
 
 
 def _options(family: str, width: int) -> Options:

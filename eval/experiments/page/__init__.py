@@ -46,8 +46,8 @@ DIFFERENCES = (
     "verdict also depends on the other claims (Holm), and so need not agree with an interval."
 )
 DOMAINS = (
-    "The same differences in each domain of the held-out items, which the names of their files begin with. Intervals are of "
-    "the domain alone, and no verdict depends on them."
+    "The same differences by domain: the first word of the name of an item's file. Intervals are of the domain alone, and no "
+    "verdict depends on them."
 )
 CURVES = "Thin lines are seeds, thick lines their mean, at the validations of each run."
 OTHER_CURVES = "No claim is judged by these losses: they show whether the runs learned, and not which row is better."

@@ -12,7 +12,7 @@ from eval.experiments.page.experiment_tables import Result
 from eval.pages.charts import Figure
 from eval.pages.html_page import Block, Plots
 
-NOTE = "Dots are seeds, lines their means. Upright lines are the mean best rates; runs that diverged have no dot."
+NOTE = "Dots are seeds, lines their means. Vertical lines are the mean best rates; runs that diverged have no dot."
 MODELS = {"narrow": "one", "transferred": "two", "standard": "three"}
 """Model -> key of its colour."""
 

@@ -110,5 +110,5 @@ def test_differences_in_each_domain(is_paired: bool) -> None:
 
 
 def test_the_domain_of_an_item_is_what_its_file_name_begins_with() -> None:
-    names = ("austen_emma.txt (3)", "plays.txt", "val.de.gz:26", "sotu_2001_george_w_bush_r.txt")
-    assert [*map(domain_of, names)] == ["austen", "plays", "val", "sotu"]
+    names = ("austen_emma.txt (3)", "plays.txt", "val.de.gz:26", "sotu_2001_george_w_bush_r.txt", "document 3")
+    assert [*map(domain_of, names)] == ["austen", "plays", "val", "sotu", "document"]
