@@ -54,8 +54,8 @@ class Batch:
     labels: Any | None = None
     """Labels for the head; `IGNORED` where there is none. For sequences int32 (regression: float32) [B, Q], or int32 [B, O] if a
     sequence may have several labels, 1 for those it has and 0 for the others; for tokens int32 [B, T], for a span its first and
-    last position, int32 [B, 2], for choices int32 [B], where the other fields are [B, C, T], as for
-    vectors of texts, whose labels are the numbers of the texts, int32 [B, C], or the score of a pair, float32 [B, 1]."""
+    last position, int32 [B, 2]. For choices int32 [B], and for vectors of texts the numbers of the texts, int32 [B, C], or the
+    score of a pair, float32 [B, 1]; the other fields of both are [B, C, T]."""
     source: "Batch | None" = None
     """The encoder's input in an encoder-decoder."""
     index: UInt32[Any, "..."] | None = None

@@ -37,7 +37,7 @@ def check_scores(folder: RunDir, prepared: PreparedRun, manifests: Manifests, be
     checks = [passed_or_failed("scores.json", problem, f"computed again from the {name} checkpoint, of step {step}")]
     if outcomes := getattr(score, "outcomes", None):
         if isinstance(score, TextScore | MaskedScore) and HELD_OUT not in outcome_names(folder):
-            text = "the run has none: versions before this one stored no outcomes of the rows of a text"
+            text = "the run has none: earlier versions stored no outcomes of the rows of a text"
             return [*checks, Check(f"outcomes.npz: {HELD_OUT}", "not checked", text)]
         checks.append(outcomes_check(folder, HELD_OUT, outcomes, bits=bits))
     return checks

@@ -67,13 +67,14 @@ class TaskVectors:
     """Options of the vectors that a task compares."""
 
     pool: Literal["auto", Pool] = "auto"
-    """As --pool of `zoo embed`; auto: as the folder of the model says, mean for a plain encoder."""
+    """Pooling of a text, one of those of `zoo embed`. auto: as the folder of the model says, mean for a plain encoder."""
     dimensions: int = 0
     """Number of first dimensions to compare; 0 = all."""
     query_prompt: str | None = None
     """Text put before each query (retrieval, rerank). None: the model's prompt `query`, else its default prompt."""
     document_prompt: str | None = None
-    """Text put before each document (retrieval, rerank). None: the model's prompt `document` or `passage`, else its default."""
+    """Text put before each document (retrieval, rerank). None: the model's prompt `document`, `passage` or `corpus`,
+    else its default prompt."""
 
     def __post_init__(self) -> None:
         fix = "choose 0 (all), or the number of first dimensions"

@@ -122,7 +122,7 @@ class Encoder:
     def with_special_tokens(
         self, ids: Integer[np.ndarray, " n"], where: str, *, truncate: bool = False
     ) -> Int32[np.ndarray, " m"]:
-        """Return the ids of a text with its special tokens, cut at the end to the model's positions if `truncate`.
+        """Return the ids of a text with its special tokens, cut at the end to `room` tokens if `truncate`.
 
         Raises:
             BadInput: the text is too long, and `truncate` is False.
@@ -132,7 +132,7 @@ class Encoder:
             return tokens
         if not truncate:
             raise BadInput(
-                f"{where}: {len(tokens)} tokens with special tokens, but the model has {self.room} positions; "
+                f"{where}: {len(tokens)} tokens with special tokens, and this model reads at most {self.room}; "
                 "shorten it, or add --truncate to cut its end off"
             )
         return self.special_tokens.single(ids[: self.room - (len(tokens) - len(ids))])[0]

@@ -20,8 +20,8 @@ class RankedTexts(Choices, Tables):
     query: str = ""
     """Column of the query; empty = "query", or the first column if columns are numbered."""
     positive: str = ""
-    """Column of the text that belongs to the query; empty = "positive", or the second column.
-    --contrastive.unsupervised does not use it."""
+    """Column of the text that belongs to the query; empty = "positive", or the second column. No
+    such column is needed with --contrastive.unsupervised."""
     negatives: str = ""
     """Column of the texts that do not belong to the query, a list or one text; empty = "negatives", or the third column.
     --contrastive.negatives says how many are used."""

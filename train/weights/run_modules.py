@@ -33,7 +33,7 @@ def modules_of_run(run: Run) -> "EmbeddingModules | None":
         return read_modules(modules_folder(resolve_model_name(run.init))) if keeps else None
     group = getattr(options, run.objective)
     is_dot = isinstance(group, Contrastive) and not group.normalize
-    sides = (*QUERY_NAMES, DOCUMENT_NAMES[0])
+    sides = (QUERY_NAMES[0], DOCUMENT_NAMES[0])
     texts = (group.query_prompt, group.document_prompt) if isinstance(group, Contrastive) else ("", "")
     return EmbeddingModules(
         pool=group.pool,

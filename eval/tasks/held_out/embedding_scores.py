@@ -30,7 +30,7 @@ QUERIES = 256
 
 
 def score_contrastive(inputs: ScoringInputs) -> Callable[[Any], Score]:
-    """Return a function of parameters that scores the queries of the rows; see `retrieval_metrics`."""
+    """Return a function of parameters that scores the queries of the rows; see `positive_ranks`."""
     options = inputs.run.options.contrastive
 
     def metrics(vectors: Float32[np.ndarray, "N C D"], texts: np.ndarray) -> tuple[dict[str, float], np.ndarray]:

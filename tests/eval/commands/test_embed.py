@@ -120,7 +120,7 @@ WRONG = [
     (("--text", "whale", "--json", "--dimensions", "33"), "--dimensions 33: choose 1 to 32"),
     (("--text", "whale", "--json", "--prompt", "a"), "--prompt a:"),
     (("--text", "whale", "--json", "--prompt", "a", "--prompt-text", "b"), "--prompt a: there is --prompt-text too"),
-    (("--files", "a.txt"), "a.txt:3: 41 tokens with special tokens, but the model has 40"),
+    (("--files", "a.txt"), "a.txt:3: 41 tokens with special tokens, and this model reads at most 40"),
 ]
 
 

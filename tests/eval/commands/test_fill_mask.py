@@ -137,7 +137,7 @@ WRONG = [
     (("--text", "[MASK]", "--top", "400"), "--top 400: the tokenizer has 319 entries"),
     (("--text", "[MASK]", "--targets", ""), "--targets '': write a word"),
     (("--text", "[MASK]", "--targets", "xy"), """--targets 'xy': the tokenizer splits it into "x" + "y"; choose"""),
-    (("--text", "x" * 40 + "[MASK]"), "--text: 43 tokens with special tokens, but the model has 40 positions; shorten it, or"),
+    (("--text", "x" * 40 + "[MASK]"), "--text: 43 tokens with special tokens, and this model reads at most 40; shorten it, or"),
     (("--text", "[MASK]" + "x" * 40 + "[MASK]", "--truncate"), "--text: mask 2 is beyond the model's 40 positions"),
     (("--files", "-", "--processes", "2"), "--processes 2: only one process can read standard input"),
 ]

@@ -105,7 +105,7 @@ def test_wrong_models_indexes_and_options_are_refused(
             ),
             "none": (("search", "gone", "whale", "--model", model), "gone: no index.json there"),
             "k": ((*search, model, "--k", "0"), "--k 0: choose 1 or more documents"),
-            "long": (("search", "index", "whale " * 50, "--model", model), "the query: 53 tokens .* the model has 40 positions"),
+            "long": (("search", "index", "whale " * 50, "--model", model), "the query: 53 tokens .* this model reads at most 40"),
             "out": (("embed", model, "--files", corpus, "--index", "i", "--out", "a.npy"), "--out a.npy: --index writes"),
             "exists": (("embed", model, "--files", corpus, "--index", "index"), "index: already exists"),
             "text": (("embed", model, "--text", "a", "--index", "i"), "--index i: name the documents with --files"),
