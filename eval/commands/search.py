@@ -3,32 +3,47 @@
 import json
 from pathlib import Path
 
+import numpy as np
+
 from eval.commands import terminal_output
 from eval.commands.model_options import ModelOptions
 from eval.inference.encoder_inputs import TaskVectors
 from eval.inference.encoder_runner import Text
+from eval.inference.pair_scores import CrossEncoder
 from eval.inference.text_vectors import TaskEmbedder
 from eval.inference.top_k import top_k
 from eval.inference.vector_index import check_model, read_entries, read_index
 from train.run.progress_display import ProgressBar
+from train.weights.load import load_model
 
 NUMBER, SCORE, IDENTIFIER = 4, 9, 16
 """Terminal columns of the rank, the score and the id of a document."""
 
 
 def run_search(
-    model: ModelOptions, folder: Path, query: str, *, prompt: str | None, k: int, truncate: bool, as_json: bool
+    model: ModelOptions,
+    folder: Path,
+    query: str,
+    *,
+    prompt: str | None,
+    k: int,
+    rerank: str,
+    rerank_k: int,
+    truncate: bool,
+    as_json: bool,
 ) -> int:
     """Print rank, score, id and text of the k nearest documents, and return the exit code.
 
     Args:
         prompt: text that is put before the query; None = the model's prompt for queries.
         k: number of documents; at most all of them.
-        truncate: cut a query that is too long.
+        rerank: cross-encoder that scores the nearest `rerank_k` documents with the query, which decides their order; "" = none.
+        truncate: cut a query that is too long, or a pair for the cross-encoder.
         as_json: print an object for each document.
 
     Raises:
-        BadInput: not an index, an index of another model, a query that is too long, or vectors that are not finite.
+        BadInput: not an index, an index of another model, a query that is too long, or vectors that are not finite; or `rerank`
+            is no cross-encoder, see `CrossEncoder`.
     """
     settings, vectors = read_index(folder)
     loaded = model.load()
@@ -37,9 +52,17 @@ def run_search(
     check_model(folder, settings, loaded, embedder.modules)
     with ProgressBar("searching", "documents", before="compiling", quiet=as_json) as progress:
         query_vector = embedder.vectors([Text("the query", query)], "query")
-        (scores,), (rows,) = top_k(query_vector, vectors, k, mesh=loaded.mesh, progress=progress)
+        (scores,), (rows,) = top_k(query_vector, vectors, rerank_k if rerank else k, mesh=loaded.mesh, progress=progress)
+    entries = read_entries(folder, rows.tolist())
+    if rerank:
+        second = CrossEncoder.of(load_model(rerank, loaded.mesh), batch=model.batch, dtype=model.dtype(), truncate=truncate)
+        pairs = [(Text("the query", query), Text(f"document {name}", text)) for name, text in entries]
+        with ProgressBar("ranking", "pairs", before="compiling", quiet=as_json) as progress:
+            logits = second.logits(pairs, progress)
+        order = np.argsort(-logits, kind="stable")[:k]
+        scores, entries = second.scores(logits)[order], [entries[place] for place in order]
     width = terminal_output.terminal_width()
-    for rank, (score, (name, text)) in enumerate(zip(scores.tolist(), read_entries(folder, rows.tolist()), strict=True), 1):
+    for rank, (score, (name, text)) in enumerate(zip(scores.tolist(), entries, strict=True), 1):
         if as_json:
             row = json.dumps({"rank": rank, "score": score, "id": name, "text": text}, ensure_ascii=False)
         else:

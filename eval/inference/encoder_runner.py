@@ -53,6 +53,8 @@ class EncoderRow(NamedTuple):
     """Position to predict."""
     target: int = 0
     """Id to score at that position."""
+    types: Int32[np.ndarray, " n"] | None = None
+    """Token types of a pair of texts; None = those of a single text."""
     order: Int32[np.ndarray, " n"] | None = None
     """Ranks in a factorization order; with it every token is predicted, from those of lower rank."""
 
@@ -209,11 +211,14 @@ class Encoder:
         if (is_mask := tokens == special_tokens.mask).any() and "permutation" in self.loaded.model.definition.objectives:
             # A query stream predicts a token that nothing sees: neither itself nor another mask of the text.
             batch = dataclasses.replace(batch, order=np.where(is_mask, 0, -1).astype(np.int32), query_at=at, predict_at=None)
-        if not special_tokens.cls_last:
+        is_pair = rows[0].types is not None
+        if not (special_tokens.cls_last or is_pair):
             return batch
-        # In a single text, only this special token has a type of its own.
         if is_typed(self.loaded.model.config.types, special_tokens):
+            # In a single text, only this special token has a type of its own.
             np.put_along_axis(types, summary_at, special_tokens.types - 1, 1)
+            for i, row in enumerate(rows) if is_pair else ():
+                types[i, : len(row.tokens)] = row.types
         return dataclasses.replace(batch, types=types, summary_at=summary_at)
 
 

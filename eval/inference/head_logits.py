@@ -39,5 +39,6 @@ LOGITS: dict[str, Callable[[Model, Any, Batch], Any]] = {
     "tagging": _token_logits,
     "span": _span_logits,
     "choice": choice.option_logits,
+    "rerank": choice.option_logits,
 }
 """Objective -> function that returns the logits of a batch: [B, O], [B, T, O], start and end logits [B, 2, T], or [B, C]."""

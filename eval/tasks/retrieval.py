@@ -6,7 +6,8 @@ retrieval. Format: a folder of BEIR (Thakur et al. 2021): corpus.jsonl with `_id
 without judgements are not asked; a document with the id of the query is left out of its ranking, as BEIR and MTEB do it.
 
 rerank. Format: .jsonl; a line is an object with `query`, `positive` and `negative`, lists of candidate texts. A negative of the
-same score is ranked before a positive.
+same score is ranked before a positive. A cross-encoder, a model with a head of one score, scores each candidate together with the
+query; of other models the vectors are compared.
 
 Metrics, with the conventions of `eval.metrics.ranking`, each the mean over queries with its standard error: ndcg_at_10,
 map_at_100 (rerank: map, of all candidates), mrr_at_10 and (retrieval) recall_at_100. Examples are queries. Outcomes: nDCG@10 of
@@ -17,16 +18,19 @@ Prompts are the model's own for queries and documents, see `zoo.embedding_module
 longer than the model's positions is cut, and the result says so.
 """
 
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from eval import task_data_files
 from eval.inference.batch_loop import Progress
+from eval.inference.encoder_inputs import TaskVectors
 from eval.inference.encoder_runner import Text
+from eval.inference.pair_scores import CrossEncoder
 from eval.inference.text_vectors import TaskEmbedder
 from eval.inference.top_k import top_k
 from eval.metrics import ranking
@@ -34,8 +38,9 @@ from eval.metrics.standard_error import with_error
 from eval.tasks.task import Result, Settings, Task, first
 from train.data.text_files import check_string, nonblank_lines, parse_object
 from train.run.item_outcomes import Outcomes
+from train.weights.cross_encoder_settings import is_cross_encoder
 from train.weights.load import Loaded
-from zoo.errors import BadInput, no_such_file
+from zoo.errors import BadInput, no_such_file, require
 
 DEEPEST = 100
 """Documents of a ranking that the metrics look at."""
@@ -98,6 +103,11 @@ def score_retrieval(subject: Loaded, data: Collection, settings: Settings, progr
     Raises:
         BadInput: the model is no encoder, see `TaskEmbedder`.
     """
+    if is_cross_encoder(subject):
+        fix = "choose --task rerank, or an embedding model"
+        raise BadInput(
+            f"--task retrieval: {subject.where} is a cross-encoder, which would read each document with each query; {fix}"
+        )
     embedder = TaskEmbedder.of(subject, settings.vectors, batch=settings.batch, dtype=settings.dtype)
     queries = embedder.vectors([*data.queries.values()], "query", progress)
     # The search prefers the lowest row of equal scores, and trec_eval the highest id.
@@ -140,22 +150,16 @@ def read_candidates(names: Sequence[str], settings: Settings) -> list[Candidates
 
 
 def score_rerank(subject: Loaded, data: Sequence[Candidates], settings: Settings, progress: Progress) -> Result:
-    """Order the candidates of each query.
+    """Order the candidates of each query, by the scores of pairs if the model has a head for sequences, else by vectors.
 
     Raises:
-        BadInput: the model is no encoder, see `TaskEmbedder`.
+        BadInput: the model is no encoder, see `TaskEmbedder`, or has a head that gives no score, see `CrossEncoder`.
     """
-    embedder = TaskEmbedder.of(subject, settings.vectors, batch=settings.batch, dtype=settings.dtype)
-    queries = embedder.vectors([item.query for item in data], "query", progress)
-    texts = {text.text: text for item in data for text in (*item.negative, *item.positive)}
-    vectors = embedder.vectors([*texts.values()], "document", progress)
-    number = {text: i for i, text in enumerate(texts)}
+    scores_of, details = (_pair_scores if subject.model.task == "sequence" else _vector_scores)(subject, data, settings, progress)
     longest = max(len(item.negative) + len(item.positive) for item in data)
     table, judged = np.zeros((len(data), longest), np.int64), []
-    for row, query, item in zip(table, queries, data, strict=True):
+    for row, scores, item in zip(table, scores_of, data, strict=True):
         grades = np.array([0] * len(item.negative) + [1] * len(item.positive))
-        # Equal vectors have equal sums; in a matrix product their last bits may differ.
-        scores = (vectors[[number[text.text] for text in (*item.negative, *item.positive)]] * query).sum(1)
         row[: len(grades)] = grades[np.argsort(-scores, kind="stable")]
         judged.append(grades)
     values = {
@@ -163,7 +167,37 @@ def score_rerank(subject: Loaded, data: Sequence[Candidates], settings: Settings
         "map": ranking.average_precision(table, judged, longest),
         "mrr_at_10": ranking.reciprocal_rank(table, judged, 10),
     }
-    return _result(values, [item.query.where for item in data], embedder.details())
+    return _result(values, [item.query.where for item in data], details)
+
+
+def _vector_scores(
+    subject: Loaded, data: Sequence[Candidates], settings: Settings, progress: Progress
+) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """Return (the similarities of each query's negatives and positives with it, details)."""
+    embedder = TaskEmbedder.of(subject, settings.vectors, batch=settings.batch, dtype=settings.dtype)
+    queries = embedder.vectors([item.query for item in data], "query", progress)
+    texts = {text.text: text for item in data for text in (*item.negative, *item.positive)}
+    vectors = embedder.vectors([*texts.values()], "document", progress)
+    number = {text: i for i, text in enumerate(texts)}
+    candidates_of = [[number[text.text] for text in (*item.negative, *item.positive)] for item in data]
+    # Equal vectors have equal sums; in a matrix product their last bits may differ.
+    scores = [(vectors[rows] * query).sum(1) for query, rows in zip(queries, candidates_of, strict=True)]
+    return scores, embedder.details()
+
+
+def _pair_scores(
+    subject: Loaded, data: Sequence[Candidates], settings: Settings, progress: Progress
+) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """Return (the logits of each query's negatives and positives with it, details)."""
+    for field in dataclasses.fields(TaskVectors):
+        value = getattr(settings.vectors, field.name)
+        fix = f"{subject.where} is a cross-encoder, which has no vectors; remove it"
+        require(value == field.default, f"vectors.{field.name}", value, fix)
+    scorer = CrossEncoder.of(subject, batch=settings.batch, dtype=settings.dtype, truncate=True)
+    pairs = [(item.query, text) for item in data for text in (*item.negative, *item.positive)]
+    logits = scorer.logits(pairs, progress)
+    ends = np.cumsum([len(item.negative) + len(item.positive) for item in data])
+    return np.split(logits, ends[:-1]), scorer.details()
 
 
 def _result(values: dict[str, ranking.PerQuery], origins: Sequence[str], details: dict) -> Result:

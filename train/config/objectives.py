@@ -22,6 +22,7 @@ from train.config.dpo_options import Dpo
 from train.config.embedding_options import ContrastiveOptions, SimilarityOptions
 from train.config.kto_options import Kto
 from train.config.policy_gradient_options import PolicyGradientLoss, Ppo
+from train.config.rerank_options import RerankOptions
 from train.config.rollout_options import Rollout
 from zoo.configs import longest_row
 from zoo.configs._encoder import LABELLED
@@ -391,7 +392,7 @@ OPTIONS: dict[str, type[ObjectiveOptions]] = {
         *(CausalOptions, LeftToRightOptions, MaskedOptions, DistilledOptions, PermutationOptions, DenoisingOptions),
         *(TextToTextOptions, InstructionOptions, ClassificationOptions, TaggingOptions, SpanOptions, ChoiceOptions),
         *(PreferenceOptions, DpoOptions, KtoOptions, PolicyGradientOptions, PpoOptions),
-        *(ContrastiveOptions, SimilarityOptions),
+        *(ContrastiveOptions, SimilarityOptions, RerankOptions),
     )
 }
 """Maps the name of an objective of the zoo to the class of its options."""

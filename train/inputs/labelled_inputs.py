@@ -14,11 +14,12 @@ from jaxtyping import Int64
 from train.config.data_options import Data
 from train.config.objectives import ClassificationOptions, TaggingOptions
 from train.config.option_groups import ExampleFileOptions
+from train.config.rerank_options import RerankOptions
 from train.config.run_config import Run
 from train.data import labelled_reader
 from train.data.example_types import Example, Tagged, Text
 from train.inputs.example_inputs import ExampleInputs, ExampleRows, Halves
-from train.rows import embedding_rows, example_rows
+from train.rows import embedding_rows, example_rows, rerank_rows
 from train.rows.example_rows import ExampleRow
 from train.rows.row_source import digest_of, evenly_spaced
 from train.tokenizers.tokenizer import Tokenizer
@@ -217,6 +218,9 @@ FEATURES: dict[str, Callable[..., Iterable[ExampleRow]]] = {
     "similarity": lambda examples, tokenizer, options, length, names, **more: embedding_rows.scored_rows(
         examples, tokenizer, options, length, **more
     ),
+    "rerank": lambda examples, tokenizer, options, length, names, **more: rerank_rows.candidate_rows(
+        examples, tokenizer, options, length, **more
+    ),
 }
 """Objective -> `(examples, tokenizer, options, length, names, *, advice) -> rows`; with the argument `group` the options of the
 objective itself, if it has a group of its name."""
@@ -225,7 +229,7 @@ objective itself, if it has a group of its name."""
 def outputs(run: Run) -> tuple[bool, bool]:
     """Return whether the model learns numbers, and whether it learns several labels of a text."""
     if not isinstance(run.options, ClassificationOptions):
-        return False, False
+        return isinstance(run.options, RerankOptions), False
     return run.options.labelled.regression, run.options.labelled.multi_label
 
 

@@ -119,8 +119,8 @@ def _examples(run: run_config.Run) -> Sequence[Example]:
             return [Tagged(words=WORDS, tags=(label,) * len(WORDS), origin=origin)]
         case "span":
             return [Question(id="0", question=text, context=text, answers=(Answer(text.split()[0], 0),), origin=origin)]
-        case "contrastive":
-            negatives = WORDS[2:3] * run.options.contrastive.negatives
+        case "contrastive" | "rerank":
+            negatives = WORDS[2:3] * getattr(run.options, run.objective).negatives
             return [Ranked(query=WORDS[0], positive=WORDS[1], negatives=negatives, origin=origin)]
         case "similarity":
             return [ScoredPair(first=WORDS[0], second=WORDS[1], score=0.0, origin=origin)]

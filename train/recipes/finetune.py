@@ -12,6 +12,7 @@ from train.config.declaration import ObjectiveOptions
 from train.config.embedding_options import ContrastiveOptions, SimilarityOptions
 from train.config.objectives import ChoiceOptions, ClassificationOptions, SpanOptions, TaggingOptions
 from train.config.option_groups import Selection
+from train.config.rerank_options import RerankOptions
 from train.config.run_config import Checkpoint, Log, Optim, Run
 from train.weights import pretrained_config
 from train.weights.run_modules import contrastive_options, similarity_options
@@ -61,6 +62,19 @@ def finetune_choice(init: str = "") -> Run:
     Expect: not measured. The paper has no result for BERT on RACE; table 2 of RoBERTa has 64 to 66 % for base models.
     """
     return _run("finetune-choice", ChoiceOptions(), "choice", init, length=512)
+
+
+def finetune_rerank(init: str = "") -> Run:
+    """Score queries with candidate texts (a cross-encoder), so that the text which belongs to a query is the first.
+
+    Command: zoo train finetune-rerank --init DIR --data.paths train.jsonl
+    Hardware: 2 CPU cores, float32.
+    Time: not measured.
+    Expect: not measured.
+    """
+    run = _run("finetune-rerank", RerankOptions(), "sequence", init, length=256)
+    label = pretrained_config.score_label(init) if init else pretrained_config.SCORE
+    return dataclasses.replace(run, model=dataclasses.replace(run.model, labels=(label,)))
 
 
 def embed_contrastive(init: str = "") -> Run:

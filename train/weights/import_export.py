@@ -16,11 +16,13 @@ from train.run.run_dir import read_config
 from train.tokenizers import hf_files
 from train.tokenizers.tokenizer import Tokenizer
 from train.weights import adapter_params
+from train.weights.cross_encoder_settings import cross_encoder_settings, is_cross_encoder
 from train.weights.generation_settings import GENERATION_FILE, write_generation
 from train.weights.load import Loaded, load_average, load_model, load_width, restore_trained
 from train.weights.resolve_model_name import import_source, import_target
 from train.weights.reward_scale import RewardScale, write_scale
 from zoo import configs, models, published_weights
+from zoo.cross_encoder_files import activation_entries
 from zoo.embedding_modules import read_modules, write_modules
 from zoo.errors import require
 from zoo.hf import safetensors_dir
@@ -118,13 +120,20 @@ def write_folder(target: Path, loaded: Loaded) -> Path:
 def _write(folder: Path, loaded: Loaded, largest: int = 5_000_000_000) -> str:
     """Write the files of a published folder and return the type of its tensors."""
     cfg, has_score = loaded.model.config, loaded.model.task == "sequence"
-    ids = _ids(loaded.tokenizer, has_score=has_score)
-    dtype = published_weights.save_published(folder, cfg, loaded.params, extra=ids, largest=largest)
+    ids, longest = _ids(loaded.tokenizer, has_score=has_score), getattr(cfg, "context", None)
+    entries: dict[str, Any] = {}
+    modules = None
+    if is_cross_encoder(loaded):
+        activation, longest = cross_encoder_settings(loaded)
+        entries = {} if activation is None else activation_entries(activation)
+    elif loaded.modules_folder is not None:
+        modules = read_modules(loaded.modules_folder)
+    dtype = published_weights.save_published(folder, cfg, loaded.params, extra={**ids, **entries}, largest=largest)
     if loaded.tokenizer.kind == "gpt" and has_score and "pad_token_id" not in ids:
         print(f"! {NO_PADDING}", file=sys.stderr)
-    hf_files.write_tokenizer(folder, loaded.tokenizer, longest=getattr(cfg, "context", None))
+    hf_files.write_tokenizer(folder, loaded.tokenizer, longest=longest)
     write_generation(folder, _generation_values(loaded, ids))
-    if loaded.modules_folder is not None and (modules := read_modules(loaded.modules_folder)) is not None:
+    if modules is not None:
         write_modules(folder, modules, cfg.width)
     if loaded.reward_scale != RewardScale():
         write_scale(folder, dataclasses.replace(loaded.reward_scale, step=None))

@@ -14,6 +14,9 @@ from zoo.errors import BadInput, require
 from zoo.hf.config_json import PublishedConfig
 from zoo.published_family import find_family
 
+SCORE = "score"
+"""The label of a new head of one score for a pair."""
+
 
 def read_model_config(init: str) -> Any:
     """Return the configuration of the model in `init` (run, folder of published weights or hub id); its weights are not read.
@@ -123,6 +126,20 @@ def as_score(model: Any) -> Any:
     head = {"task": "sequence", "multi_label": False} if isinstance(model, BodyConfig) else {}
     memory = {"memory": 0, "reuse": 0} if hasattr(model, "memory") else {}
     return dataclasses.replace(model, labels=(REWARD,), **head, **rates, **memory)
+
+
+def score_label(init: str) -> str:
+    """Return the label of the head of one score in `init`, whose weights a run with that label continues; else `SCORE`.
+
+    Raises:
+        BadInput: see `read_model_config`.
+    """
+    model, folder = read_model_config(init), resolve_model_name(init)
+    labels = getattr(model, "labels", ())
+    if not is_run(folder):
+        published = PublishedConfig.load(Path(folder))
+        labels = published.labels() if published.architecture().endswith("ForSequenceClassification") else ()
+    return labels[0] if len(labels) == 1 else SCORE
 
 
 def text_model_error(name: str) -> BadInput:

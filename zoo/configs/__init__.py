@@ -31,6 +31,7 @@ Objective = Literal[
     "choice",
     "contrastive",
     "similarity",
+    "rerank",
     "denoising",
     "text_to_text",
     "instruction",

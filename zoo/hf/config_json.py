@@ -307,6 +307,8 @@ BOOKKEEPING = (
     *("bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "gradient_checkpointing"),
     *("task_specific_params", "finetuning_task", "id2label", "label2id", "num_labels", "problem_type", "torchscript"),
     *("return_dict", "output_attentions", "output_hidden_states", "use_bfloat16", "chunk_size_feed_forward"),
+    # The activation of a cross-encoder is read by `zoo.cross_encoder_files`.
+    *("sentence_transformers", "sbert_ce_default_activation_function"),
     # Settings of generation are read by `train.weights.generation_settings`.
     *sorted(GENERATION_KEYS - {"pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "use_cache"}),
 )

@@ -4,7 +4,8 @@ Objectives name their scorers (`train.config.objectives`): causal `language_mode
 loss); masked, left-to-right, distilled and permutation `masked_lm_scores` (perplexity and accuracy of predictions); denoising,
 text to text and instruction `language_model_scores.score_targets` (perplexity); fine-tuning `labelled_scores`; reward models, dpo
 and kto `preference_scores` (accuracy and margin); contrastive and similarity `embedding_scores` (accuracy and mean reciprocal
-rank of retrieval, correlations of similarities); policy_gradient and ppo `policy_scores` (mean reward of greedy responses).
+rank of retrieval, correlations of similarities); rerank `rerank_scores` (the same of a query's candidates); policy_gradient and
+ppo `policy_scores` (mean reward of greedy responses).
 """
 
 import functools
@@ -18,6 +19,7 @@ from eval.tasks.held_out import (
     masked_lm_scores,
     policy_scores,
     preference_scores,
+    rerank_scores,
 )
 from eval.tasks.held_out.scoring_inputs import ScoringInputs
 from train.config import run_config
@@ -32,6 +34,7 @@ SCORERS: dict[str, Callable[[ScoringInputs], Callable[[Any], Any]]] = {
     "kto": preference_scores.score_kto,
     "contrastive": embedding_scores.score_contrastive,
     "similarity": embedding_scores.score_similarity,
+    "rerank": rerank_scores.score_rerank,
     "responses": policy_scores.score_policy,
 }
 """Name in the declaration of an objective -> function that returns the scorer, (parameters) -> score; a score has `record()`."""

@@ -34,13 +34,20 @@ def search(args: list[str]) -> int:
         """Number of documents."""
         prompt_text: str | None = None
         """Text that is put before the query. None: the model's prompt `query`, else its default prompt."""
+        rerank: Annotated[str, tyro.conf.arg(metavar="RUN|DIR")] = ""
+        """Cross-encoder that orders the nearest documents again, by a score for each with the query: folder of a run or of
+        published weights, or hub:ID."""
+        rerank_k: int = 100
+        """Number of nearest documents that --rerank orders."""
         truncate: bool = False
-        """Cut the end off a query that is longer than the model's positions; else it is refused."""
+        """Cut the end off a query, or with --rerank a pair, that is longer than the model's positions; else it is refused."""
         json: bool = False
         """Print one JSON object per document."""
 
     options = parse(Search, args=args, prog="zoo search")
     require(options.k >= 1, "k", options.k, "choose 1 or more documents")
+    fix = f"choose at least --k {options.k}, so that all documents that are shown have a score"
+    require(not options.rerank or options.rerank_k >= options.k, "rerank_k", options.rerank_k, fix)
     if not options.text.strip():
         raise BadInput("the query '': write some text")
     if not (Path(options.index) / "index.json").is_file():
@@ -48,6 +55,10 @@ def search(args: list[str]) -> int:
             f"{options.index}: no index.json there; name a folder that `zoo embed MODEL --files ... --index DIR` wrote"
         )
     require_one_process(options.model.machine)
+    if options.rerank:
+        with early_checks.prefix_option("--rerank", options.rerank):
+            early_checks.check_source(options.rerank)
+            early_checks.check_encoder(options.rerank)
     if (code := prepare_model_command(options.model, ["search", *args], {}, early_checks.check_encoder)) is not None:
         return code
     from eval.commands import search
@@ -58,6 +69,8 @@ def search(args: list[str]) -> int:
         options.text,
         prompt=options.prompt_text,
         k=options.k,
+        rerank=options.rerank,
+        rerank_k=options.rerank_k,
         truncate=options.truncate,
         as_json=options.json,
     )
