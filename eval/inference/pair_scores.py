@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float, Float32, Int32
 
 from eval.inference.batch_loop import Progress, no_progress
 from eval.inference.encoder_runner import UNLIMITED, Encoder, EncoderRow, Text
@@ -63,12 +63,14 @@ class CrossEncoder:
         encoded = encoded_texts(encoder.loaded.tokenizer, (text for pair in unique for text in pair))
         rows = []
         for number, ((first, second), where) in enumerate(unique.items()):
-            inputs, size = fill_template(encoded[first], encoded[second], special, encoder.room)
+            ids = encoded[first], encoded[second]
+            inputs, size = fill_template(*ids, special, encoder.room)
             if size > encoder.room:
                 if not self.truncate:
                     count = f"{size} tokens with the query and special tokens, and this model reads at most {encoder.room}"
                     raise BadInput(f"{where}: {count}; shorten it, or add --truncate to cut its end off")
                 self.cut.append(where)
+                inputs, _ = fill_template(*_cut_pair(*ids, encoder.room - size + sum(map(len, ids))), special, encoder.room)
             rows.append(EncoderRow(number, where, inputs.ids, types=inputs.types))
         logits = np.empty(len(rows), np.float32)
         for done, (row, (logit,)) in enumerate(encoder.run(rows, _pair_logits), 1):
@@ -91,6 +93,21 @@ class CrossEncoder:
         if not self.cut:
             return {}
         return {"too long": f"{len(self.cut):,} pairs were cut to {self.encoder.room:,} tokens, the first at {self.cut[0]}"}
+
+
+def _cut_pair(
+    first: Int32[np.ndarray, " a"], second: Int32[np.ndarray, " b"], room: int
+) -> tuple[Int32[np.ndarray, " c"], Int32[np.ndarray, " d"]]:
+    """Return both texts with `room` tokens together, as `transformers` cuts the longer one first.
+
+    If both are longer than half of an odd number, the longer text gets the last token, and the second one of equally long texts;
+    in training it is the first text, as in BERT's own program (`fill_template`).
+    """
+    half, rest = divmod(max(room, 0), 2)
+    if min(len(first), len(second)) <= half:
+        return first, second
+    is_longer = len(first) > len(second)
+    return first[: half + rest * is_longer], second[: half + rest * (not is_longer)]
 
 
 def _pair_logits(model: Model, params: Any, batch: Batch) -> tuple[Float[Array, " B"]]:

@@ -300,7 +300,7 @@ class LoadedModel:
         vectors = embed_with_progress(self._encoder(), named, options, truncate=truncate, quiet=True)
         return vectors[0] if isinstance(texts, str) else vectors
 
-    def score_pairs(self, pairs: Sequence[tuple[str, str]], *, truncate: bool = False) -> "Float32[np.ndarray, ' N']":
+    def score_pairs(self, pairs: Sequence[Sequence[str]], *, truncate: bool = False) -> "Float32[np.ndarray, ' N']":
         """Return the float32 score of each pair of texts by a cross-encoder, a model with a head of one score.
 
         Args:
@@ -310,11 +310,15 @@ class LoadedModel:
         Raises:
             BadInput: the model is no cross-encoder, a text is empty, or a pair is too long.
         """
+        from eval.inference.encoder_runner import Text
         from eval.inference.pair_scores import CrossEncoder
 
         check_type(bool, truncate, "truncate")
         check_argument(isinstance(pairs, Sequence) and len(pairs) > 0, "pairs", pairs, "pass a list of pairs")
-        named = [_named(check_texts(pair, f"pairs[{number}]", blank=False)) for number, pair in enumerate(pairs)]
+        named = [
+            [Text(name, text) for text in check_texts(pair, name, blank=False)]
+            for name, pair in ((f"pairs[{number}]", pair) for number, pair in enumerate(pairs))
+        ]
         check_argument({*map(len, named)} == {2}, "pairs", pairs, "pass two texts in each pair, a query and a document")
         scorer = CrossEncoder.of(self._loaded, batch=self._batch, dtype="float32", truncate=truncate)
         return scorer.scores(scorer.logits(named))
