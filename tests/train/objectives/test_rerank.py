@@ -89,7 +89,8 @@ def test_losses_are_those_of_sentence_transformers(case: str) -> None:
     """Version 6.2.0 on SCORES: ListNetLoss, RankNetLoss, BinaryCrossEntropyLoss, and the last one with pos_weight 3.
 
     ListNetLoss takes the softmax of the labels as probabilities: here of (10000, 0, 0), which is one-hot; with (1, 0, 0) it
-    returns 1.526880. RankNetLoss has reduction_log="natural" here; its default, the binary logarithm, is 1 / log(2) times as much.
+    returns 1.526880. RankNetLoss has reduction_log="natural" here; its default, the binary logarithm, is 1 / log(2) times as
+    much.
     """
     assert float(losses_of(jnp.float32(SCORES), CASES[case]).mean()) == pytest.approx(LIBRARY[case], rel=1e-6)
 
