@@ -291,6 +291,29 @@ def test_models_and_pairs_that_do_not_fit_are_refused(folder: Path, search: Path
             function()
 
 
+def test_a_run_continues_the_head_of_its_folder_and_is_exported_with_its_activation(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"query": f"ship {n}", "positive": f"whale {n}", "negatives": [f"men {n}", "Paris"]} for n in range(24)]
+    pairs = write(tmp_path / "pairs.jsonl", *rows)
+    command = ["train", "finetune-rerank", "--init", str(folder), "--data.paths", pairs, "--steps", "2", "--optim.lr", "1e-30"]
+    command += ["--data.batch", "8", "--data.length", "16", "--rerank.negatives", "2", "--rerank.loss", "pointwise"]
+    done = call(capsys, *command)
+    assert done.code == 0 and "newly initialized" not in done.stderr + done.stdout, done
+    scores = zoo.load("runs/finetune-rerank").score_pairs(PAIRS[:3])
+    values = expected(load_model(folder), PAIRS[:3])
+    np.testing.assert_allclose(scores, 1 / (1 + np.exp(-values)), rtol=0, atol=1e-5)
+    assert call(capsys, "export", "runs/finetune-rerank", "published").code == 0
+    config = json.loads(Path("published/config.json").read_text())
+    assert config["sentence_transformers"]["activation_fn"] == SIGMOID and config["id2label"] == {"0": "LABEL_0"}
+    assert json.loads(Path("published/tokenizer_config.json").read_text())["model_max_length"] == 16
+    np.testing.assert_array_equal(zoo.load("published").score_pairs(PAIRS[:3]), scores)
+    short = write(tmp_path / "short.jsonl", *rows, {"query": "ship", "positive": "whale", "negatives": ["men"]})
+    refused = call(capsys, *command, "--name", "short", "--data.paths", short)
+    assert refused.code == 2 and "short.jsonl:25: 1 negatives, and --rerank.negatives is 2; write more" in refused.stderr
+
+
 # --- Against the library ---
 
 
