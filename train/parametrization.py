@@ -108,7 +108,9 @@ class Parametrization:
         return lambda params: params
 
     def without_added(self, params: Any) -> Any:
-        """Return the model's parameters alone, of a result of `reader`."""
+        """Return what scores read, of a result of `reader`: the model's parameters, and added ones that have a use."""
+        if self.added.has_use:
+            return params
         names = jax.eval_shape(lambda: self.added.init(jax.random.key(0)))
         return {name: part for name, part in params.items() if name not in names}
 

@@ -30,6 +30,9 @@ class Batch:
     """Input ids."""
     segments: Int[Any, "*B T"] | None = None
     """0 for padding, then 1, 2, ... for the documents packed into a row. Tokens of different segments do not see each other."""
+    key_segments: Int[Any, "*B T"] | None = None
+    """Segments as which the tokens are seen, if others than those as which they see: 0 for a token of a segment that none sees.
+    None: `segments`."""
     positions: Int[Any, "*B T"] | None = None
     """Position ids, restarting in each packed document. None: 0 .. T-1."""
     types: Int[Any, "*B T"] | None = None
@@ -65,7 +68,8 @@ class Batch:
     "reference" [B, 2], the log-probabilities of its completions under a reference, "desired" [B], 1 or 0, the label of a
     completion, and "z" [B], the reference point of Kahneman-Tversky optimization; of a sampled response "advantage" [B], and
     "old" and "reference" [B, T], the log-probabilities of its tokens when it was sampled and under a reference; of texts in
-    micro-batches "losses" [B], and their gradients "vectors" [B, C, D] and "log_scale" [B]."""
+    micro-batches "losses" [B], and their gradients "vectors" [B, C, D] and "log_scale" [B]; of texts with a vector for each token
+    "compared" [B, C, T], 1 for the tokens whose vectors are compared, else 0."""
 
     @property
     def predicted_positions(self) -> Int[Any, "*B P"] | None:

@@ -2,7 +2,8 @@
 
 `modules.json` lists the modules in order: the encoder, `1_Pooling`, any number of `2_Dense`, `3_Normalize`. The settings of texts
 are in `config_sentence_transformers.json` (prompts, similarity) and `sentence_bert_config.json` (longest text, lower case). The
-format is that of sentence-transformers 2 to 6; what it allows beyond this is refused by name. Nothing here imports JAX.
+format is that of sentence-transformers 2 to 6; what it allows beyond this is refused by name. A model with a vector for each
+token has `1_Dense` and no pooling, see `zoo.multi_vector_files`. Nothing here imports JAX.
 """
 
 import dataclasses
@@ -18,11 +19,20 @@ from zoo.errors import BadInput
 from zoo.file_access import read_regular
 from zoo.hf import safetensors_dir
 from zoo.hf.config_json import FILE, LARGEST_FILE, PublishedConfig, first_name, parse_json, read_json
+from zoo.multi_vector_files import (
+    MASK,
+    NATIVE,
+    PYLATE,
+    MultiVector,
+    multi_vector_entries,
+    read_multi_vector,
+    read_prefixed_prompts,
+)
 
 MODULES, PROMPTS = "modules.json", "config_sentence_transformers.json"
 TEXTS = tuple(f"sentence_{name}_config.json" for name in ("bert", "roberta", "distilbert", "camembert", "xlm-roberta", "xlnet"))
 """Names of the file with the longest text; the first is the one that is written."""
-PACKAGE = "sentence_transformers."
+PACKAGE, PYLATE_PACKAGE = "sentence_transformers.", "pylate."
 ORDER = ("Transformer", "Pooling", "Dense", "Normalize")
 """Classes of modules that are read, in the only order in which they are."""
 POOLS: dict[str, Pool] = {
@@ -73,6 +83,8 @@ class EmbeddingModules:
     """Most tokens of a text, special tokens included; 0 = the model's positions."""
     lowercase: bool = False
     """Change texts to lower case before they are tokenized."""
+    multi_vector: MultiVector | None = None
+    """The settings of a model with a vector for each token, on which the layers are computed; None: one vector for a text."""
 
     def width(self, hidden: int) -> int:
         """Return the dimensions of a vector of a model with `hidden` dimensions."""
@@ -106,12 +118,17 @@ def read_modules(folder: Path) -> EmbeddingModules | None:
     """
     if not (folder / MODULES).exists():
         return None
-    paths = _module_paths(folder / MODULES)
-    values: dict[str, Any] = {"dense": tuple(_read_dense(folder / path) for kind, path in paths if kind == "Dense")}
+    multi_vector = read_multi_vector(folder)
+    paths = _module_paths(folder / MODULES, is_multi_vector=multi_vector is not None)
+    if multi_vector and not multi_vector.has_markers and not {MASK, "Normalize"} <= {kind for kind, _ in paths}:
+        raise BadInput(f"{folder / MODULES}: a {NATIVE} without {MASK} or Normalize is not supported; {WITHOUT}")
+    of = "token_embeddings" if multi_vector else "sentence_embedding"
+    values: dict[str, Any] = {"dense": tuple(_read_dense(folder / path, of) for kind, path in paths if kind == "Dense")}
     for kind, path in paths:
         if kind == "Pooling":
             values["pool"], values["include_prompt"] = _read_pooling(folder / path)
-    values["normalize"] = any(kind == "Normalize" for kind, _ in paths)
+    values["normalize"] = multi_vector is not None or any(kind == "Normalize" for kind, _ in paths)
+    values["multi_vector"] = multi_vector
     return EmbeddingModules(**values, **_read_prompts(folder), **_read_texts(folder))
 
 
@@ -125,8 +142,12 @@ def write_modules(folder: Path, modules: EmbeddingModules, hidden: int) -> None:
         OSError: the disk is full or not writable.
     """
     folder.mkdir(exist_ok=True)
-    kinds = ["Transformer", "Pooling", *("Dense" for _ in modules.dense), *(["Normalize"] if modules.normalize else [])]
+    settings, dense = modules.multi_vector, ["Dense" for _ in modules.dense]
+    kinds = (
+        ["Transformer", *dense] if settings else ["Transformer", "Pooling", *dense, *(["Normalize"] if modules.normalize else [])]
+    )
     paths = ["", *(f"{number}_{kind}" for number, kind in enumerate(kinds[1:], 1))]
+    dense_paths = [path for kind, path in zip(kinds, paths, strict=True) if kind == "Dense"]
     rows = [
         {"idx": number, "name": str(number), "path": path, "type": f"{PACKAGE}models.{kind}"}
         for number, (kind, path) in enumerate(zip(kinds, paths, strict=True))
@@ -134,9 +155,10 @@ def write_modules(folder: Path, modules: EmbeddingModules, hidden: int) -> None:
     (folder / MODULES).write_text(json.dumps(rows, indent=2) + "\n")
     for path in paths[1:]:
         (folder / path).mkdir(exist_ok=True)
-    flags = {key: pool == modules.pool for key, pool in FLAGS.items()}
-    _write(folder / paths[1] / FILE, {"word_embedding_dimension": hidden, **flags, "include_prompt": modules.include_prompt})
-    for layer, path in zip(modules.dense, paths[2:], strict=False):
+    if not settings:
+        flags = {key: pool == modules.pool for key, pool in FLAGS.items()}
+        _write(folder / paths[1] / FILE, {"word_embedding_dimension": hidden, **flags, "include_prompt": modules.include_prompt})
+    for layer, path in zip(modules.dense, dense_paths, strict=True):
         outputs, inputs = layer.kernel.shape
         activation = first_name(ACTIVATIONS, layer.activation)
         sizes = {"in_features": inputs, "out_features": outputs, "bias": layer.bias is not None}
@@ -144,7 +166,8 @@ def write_modules(folder: Path, modules: EmbeddingModules, hidden: int) -> None:
         arrays = {"linear.weight": layer.kernel} | ({} if layer.bias is None else {"linear.bias": layer.bias})
         safetensors_dir.write_tensors(folder / path, {name: array.shape for name, array in arrays.items()}, arrays.__getitem__)
     prompts = {"prompts": dict(modules.prompts), "default_prompt_name": modules.default_prompt or None}
-    _write(folder / PROMPTS, {**prompts, "similarity_fn_name": modules.similarity})
+    own = multi_vector_entries(settings, modules.prompts) if settings else {"similarity_fn_name": modules.similarity}
+    _write(folder / PROMPTS, prompts | own)
     _write(folder / TEXTS[0], {"max_seq_length": modules.longest or None, "do_lower_case": modules.lowercase})
 
 
@@ -152,8 +175,10 @@ def _write(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def _module_paths(file: Path) -> list[tuple[str, str]]:
+def _module_paths(file: Path, *, is_multi_vector: bool) -> list[tuple[str, str]]:
     """Return (class, folder) of each module."""
+    order = (ORDER[0], "Dense", MASK, "Normalize") if is_multi_vector else ORDER
+    packages = (PACKAGE, PYLATE_PACKAGE) if is_multi_vector else PACKAGE
     try:
         # The file is a list, which the strict reader takes as a value.
         rows = parse_json(b'{"modules": ' + read_regular(file, LARGEST_FILE) + b"}", file)["modules"]
@@ -165,8 +190,8 @@ def _module_paths(file: Path) -> list[tuple[str, str]]:
         if not isinstance(kind, str) or not isinstance(path, str):
             raise BadInput(f'{file}: not a list of modules, each with a "type" and a "path"; copy the file of the model there')
         name = kind.rpartition(".")[2]
-        if not kind.startswith(PACKAGE) or name not in ORDER:
-            raise BadInput(f"{file}: the module {kind} is not supported, only {', '.join(ORDER)}; {WITHOUT}")
+        if not kind.startswith(packages) or name not in order:
+            raise BadInput(f"{file}: the module {kind} is not supported, only {', '.join(order)}; {WITHOUT}")
         if (path != Path(path).name or path in ("", "..")) and not (name == "Transformer" and path == ""):
             raise BadInput(f'{file}: the path "{path}" of {name} is no folder beside the file; name one')
         if name == "Transformer" and path:
@@ -175,10 +200,12 @@ def _module_paths(file: Path) -> list[tuple[str, str]]:
             )
         paths.append((name, path))
     kinds = [kind for kind, _ in paths]
-    allowed = [*ORDER[:2], *(kind for kind in kinds if kind == "Dense"), *(["Normalize"] if "Normalize" in kinds else [])]
+    required = ORDER[:1] if is_multi_vector else ORDER[:2]
+    counts = {name: kinds.count(name) if name == "Dense" else int(name in required or name in kinds) for name in order}
+    allowed = [name for name in order for _ in range(counts[name])]
     if kinds != allowed:
         raise BadInput(
-            f"{file}: the modules {', '.join(kinds)} are not supported, only {', '.join(ORDER)} in this order; {WITHOUT}"
+            f"{file}: the modules {', '.join(kinds)} are not supported, only {', '.join(order)} in this order; {WITHOUT}"
         )
     return paths
 
@@ -212,17 +239,22 @@ def _read_pooling(folder: Path) -> tuple[Pool, bool]:
     return pool, include
 
 
-def _read_dense(folder: Path) -> DenseLayer:
+def _read_dense(folder: Path, of: str) -> DenseLayer:
+    """Return a layer.
+
+    Args:
+        of: the name of its input, which a file may state.
+    """
     config = PublishedConfig.load(folder)
+    if config.flag("use_residual", False, nullable=True):
+        raise config.wrong("use_residual", True, "layers with a residual connection are not supported")
     inputs, outputs, has_bias = config.integer("in_features"), config.integer("out_features"), config.flag("bias", True)
     activation = config.choice(
         "activation_function", ACTIVATIONS, "torch.nn.modules.activation.Tanh", why="this is not supported, only"
     )
     for key in ("module_input_name", "module_output_name"):
         if config.has(key):
-            config.choice(
-                key, {"sentence_embedding": 0}, "sentence_embedding", why="a layer on something else is not supported, only"
-            )
+            config.choice(key, {of: 0}, of, why="a layer on something else is not supported, only")
     tensors = safetensors_dir.read_safetensors(folder)
     shapes = {"linear.weight": (outputs, inputs)} | ({"linear.bias": (outputs,)} if has_bias else {})
     if (actual := {name: tensor.shape for name, tensor in tensors.items()}) != shapes:
@@ -238,14 +270,19 @@ def _read_prompts(folder: Path) -> dict[str, Any]:
     if not (folder / PROMPTS).exists():
         return {}
     config = PublishedConfig(folder / PROMPTS, content := read_json(folder / PROMPTS, LARGEST_FILE))
-    if (kind := content.get("model_type", "SentenceTransformer")) != "SentenceTransformer":
-        raise config.wrong("model_type", kind, "such models are not supported, only SentenceTransformer")
+    kinds = ("SentenceTransformer", PYLATE, NATIVE)
+    if (kind := content.get("model_type", kinds[0])) not in kinds:
+        raise config.wrong("model_type", kind, f"such models are not supported, only {', '.join(kinds)}")
     prompts = content.get("prompts") or {}
     if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
         raise config.wrong("prompts", prompts, "it must be an object of texts")
     default = content.get("default_prompt_name") or ""
     if default and (not isinstance(default, str) or default not in prompts):
         raise config.wrong("default_prompt_name", default, f"it must be one of the prompts {', '.join(prompts)}")
+    if kind != kinds[0]:
+        # Vectors of tokens are compared by their cosine.
+        prompts = {name: text for name, text in read_prefixed_prompts(content, prompts).items() if text}
+        return {"prompts": prompts, "default_prompt": default, "similarity": "cosine"}
     similarity = content.get("similarity_fn_name") or "cosine"
     if similarity not in get_args(Similarity):
         raise config.wrong("similarity_fn_name", similarity, f"this is not supported, only {', '.join(get_args(Similarity))}")

@@ -21,6 +21,7 @@ from train.config.distillation_options import Distillation, ResponseDistillation
 from train.config.dpo_options import Dpo
 from train.config.embedding_options import ContrastiveOptions, SimilarityOptions
 from train.config.kto_options import Kto
+from train.config.late_interaction_options import LateInteractionOptions
 from train.config.policy_gradient_options import PolicyGradientLoss, Ppo
 from train.config.rerank_options import RerankOptions
 from train.config.rollout_options import Rollout
@@ -392,7 +393,7 @@ OPTIONS: dict[str, type[ObjectiveOptions]] = {
         *(CausalOptions, LeftToRightOptions, MaskedOptions, DistilledOptions, PermutationOptions, DenoisingOptions),
         *(TextToTextOptions, InstructionOptions, ClassificationOptions, TaggingOptions, SpanOptions, ChoiceOptions),
         *(PreferenceOptions, DpoOptions, KtoOptions, PolicyGradientOptions, PpoOptions),
-        *(ContrastiveOptions, SimilarityOptions, RerankOptions),
+        *(ContrastiveOptions, SimilarityOptions, RerankOptions, LateInteractionOptions),
     )
 }
 """Maps the name of an objective of the zoo to the class of its options."""

@@ -325,8 +325,9 @@ TASKS = {
     ),
     "span": Task({".json": dataset_formats.read_squad, **ANY}, _question, ("squad", "jsonl")),
     "text_to_text": Task({**TABLES, **CHAT}, _pair, ("tsv", "csv", "jsonl", "json")),
-    "contrastive": Task(TABLES, embedding_records.ranked_of_record, ("tsv", "csv", "jsonl")),
-    "rerank": Task(TABLES, embedding_records.ranked_of_record, ("tsv", "csv", "jsonl")),
+    **dict.fromkeys(
+        ("contrastive", "rerank", "late_interaction"), Task(TABLES, embedding_records.ranked_of_record, ("tsv", "csv", "jsonl"))
+    ),
     "similarity": Task(TABLES, embedding_records.scored_pair_of_record, ("tsv", "csv", "jsonl")),
     "instruction": Task(CHAT, lambda record, options: parse_dialogue(record), ("jsonl", "json")),
     **dict.fromkeys(("preference", "dpo"), Task(CHAT, preference_records.preference_of_record, ("jsonl", "json"))),

@@ -55,14 +55,19 @@ def contrastive_losses(
     # On each device its own queries and all candidates: otherwise XLA may exchange the products, of which there are more.
     queries, documents = constrain(vectors[:, 0], BATCH), vectors[:, 1:]
     candidates = constrain(documents.reshape(rows * options, -1), None)
-    same = texts[:, 1][:, None] == texts[:, 1:].reshape(1, -1)  # [B, B * (C - 1)]
-    positives = options * jnp.arange(rows)
-    losses = _cross_entropy(scale * _products(queries, candidates), positives, same & mask_duplicates)
+    losses = candidate_losses(scale * _products(queries, candidates), texts, mask_duplicates=mask_duplicates)
     if not symmetric:
         return losses
     same = (texts[:, 0][:, None] == texts[:, 0]) | (texts[:, 1][:, None] == texts[:, 1])  # [B, B]
     scores = scale * _products(constrain(documents[:, 0], BATCH), constrain(vectors[:, 0], None))
     return (losses + _cross_entropy(scores, jnp.arange(rows), same & mask_duplicates)) / 2
+
+
+def candidate_losses(scores: Float[Array, "B M"], texts: Int[Array, "B C"], *, mask_duplicates: bool) -> Float[Array, " B"]:
+    """Return the cross-entropy of each query's positive among the positives and negatives of all rows, M = B * (C - 1)."""
+    rows, options = texts.shape[0], texts.shape[1] - 1
+    same = texts[:, 1][:, None] == texts[:, 1:].reshape(1, -1)  # [B, M]
+    return _cross_entropy(scores, options * jnp.arange(rows), same & mask_duplicates)
 
 
 def ranking_losses(similarities: Float[Array, " B"], scores: Float[Array, " B"], scale: Float[Array, ""]) -> Float[Array, " B"]:

@@ -27,6 +27,8 @@ class TrainedParams:
     """Function from a key of `jax.random.key` to random parameters. It is traced, and its result is created sharded."""
     sharding: Rules
     """Rows of the sharding table beside `zoo.sharding.RULES`."""
+    has_use: bool = False
+    """True for parameters of an objective that its scores, and uses of the trained model, read too."""
 
     def beside(self, added: "TrainedParams") -> "TrainedParams":
         """Return these parameters and others, whose names differ."""

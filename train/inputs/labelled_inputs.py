@@ -19,7 +19,7 @@ from train.config.run_config import Run
 from train.data import labelled_reader
 from train.data.example_types import Example, Tagged, Text
 from train.inputs.example_inputs import ExampleInputs, ExampleRows, Halves
-from train.rows import embedding_rows, example_rows, rerank_rows
+from train.rows import embedding_rows, example_rows, late_interaction_rows, rerank_rows
 from train.rows.example_rows import ExampleRow
 from train.rows.row_source import digest_of, evenly_spaced
 from train.tokenizers.tokenizer import Tokenizer
@@ -213,6 +213,9 @@ FEATURES: dict[str, Callable[..., Iterable[ExampleRow]]] = {
         examples, tokenizer, options, length, **more
     ),
     "contrastive": lambda examples, tokenizer, options, length, names, **more: embedding_rows.ranked_rows(
+        examples, tokenizer, options, length, **more
+    ),
+    "late_interaction": lambda examples, tokenizer, options, length, names, **more: late_interaction_rows.token_rows(
         examples, tokenizer, options, length, **more
     ),
     "similarity": lambda examples, tokenizer, options, length, names, **more: embedding_rows.scored_rows(

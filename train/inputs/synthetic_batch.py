@@ -119,7 +119,7 @@ def _examples(run: run_config.Run) -> Sequence[Example]:
             return [Tagged(words=WORDS, tags=(label,) * len(WORDS), origin=origin)]
         case "span":
             return [Question(id="0", question=text, context=text, answers=(Answer(text.split()[0], 0),), origin=origin)]
-        case "contrastive" | "rerank":
+        case "contrastive" | "rerank" | "late_interaction":
             negatives = WORDS[2:3] * getattr(run.options, run.objective).negatives
             return [Ranked(query=WORDS[0], positive=WORDS[1], negatives=negatives, origin=origin)]
         case "similarity":

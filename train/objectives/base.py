@@ -182,7 +182,7 @@ class Objective(abc.ABC):
         """Return parameters that the loss reads and the optimizer updates beside those of the model; by default none.
 
         They are new in every run, and lie in its checkpoints under names of their own; scores, samples and exports do not have
-        them.
+        them, unless they have a use (`TrainedParams.has_use`).
         """
         return TrainedParams(lambda key: {}, ())
 

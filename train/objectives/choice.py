@@ -63,7 +63,9 @@ def option_rows(batch: Batch, seeds: Any) -> tuple[Batch, Any]:
     def flat(x: Any) -> Any:
         return None if x is None else x.reshape(-1, *x.shape[2:])  # [B, C, ...] -> [B * C, ...]
 
-    fields = {name: flat(getattr(batch, name)) for name in ("tokens", "segments", "positions", "types", "summary_at")}
+    fields = {
+        name: flat(getattr(batch, name)) for name in ("tokens", "segments", "key_segments", "positions", "types", "summary_at")
+    }
     rows = dataclasses.replace(batch, **fields, labels=None, weights=None, index=None, extra=None)
     if seeds is not None:
         indices = jnp.broadcast_to(jnp.arange(count, dtype=jnp.uint32), (len(seeds), count))  # [B, C]

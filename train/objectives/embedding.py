@@ -56,6 +56,7 @@ class EmbeddingObjective(LabelledObjective):
         """Return the losses of the rows of a batch, whose mean is the loss.
 
         Args:
+            vectors: those of `vectors`.
             log_scale: minus the logarithm of the temperature.
             batch: the complete batch.
         """
@@ -93,14 +94,15 @@ class EmbeddingObjective(LabelledObjective):
         losses, pull = jax.vjp(lambda x, scale: self.row_losses(x, scale, batch), vectors, self.log_scale(cast))
         of_vectors, of_scale = pull(jnp.ones_like(losses))
         shares = jnp.broadcast_to(of_scale / len(losses), losses.shape)
-        return dataclasses.replace(batch, extra={"losses": losses, "vectors": of_vectors, "log_scale": shares})
+        gradients = {"losses": losses, "vectors": of_vectors, "log_scale": shares}
+        return dataclasses.replace(batch, extra={**(batch.extra or {}), **gradients})
 
     def loss(
         self, model: Model, params: Any, batch: Batch, frozen: Any, *, seeds: Any, carry: Any, smoothing: float, chunk: int
     ) -> tuple[dict[str, jax.Array], Any]:
         """Return the summed losses of the rows, and the model's carry; the gradient is that of the complete batch's losses."""
         vectors, log_scale = self.vectors(model, params, batch, seeds), self.log_scale(params)
-        if batch.extra is None:
+        if batch.extra is None or "losses" not in batch.extra:
             total = self.row_losses(vectors, log_scale, batch).sum()
         else:
             # Its value is that of the losses, its gradient that of `linear`.

@@ -10,12 +10,13 @@ import dataclasses
 from train.config.data_options import LabelledData
 from train.config.declaration import ObjectiveOptions
 from train.config.embedding_options import ContrastiveOptions, SimilarityOptions
+from train.config.late_interaction_options import LateInteractionOptions
 from train.config.objectives import ChoiceOptions, ClassificationOptions, SpanOptions, TaggingOptions
 from train.config.option_groups import Selection
 from train.config.rerank_options import RerankOptions
 from train.config.run_config import Checkpoint, Log, Optim, Run
 from train.weights import pretrained_config
-from train.weights.run_modules import contrastive_options, similarity_options
+from train.weights.run_modules import contrastive_options, late_interaction_options, similarity_options
 from zoo import configs
 from zoo.configs._encoder import Task
 
@@ -99,6 +100,18 @@ def embed_similarity(init: str = "") -> Run:
     """
     options = SimilarityOptions(similarity=similarity_options(init))
     return _run("embed-similarity", options, "body", init, length=128, batch=32)
+
+
+def embed_late_interaction(init: str = "") -> Run:
+    """Train a vector for each token on queries with their documents, which are compared by MaxSim (ColBERT).
+
+    Command: zoo train embed-late-interaction --init DIR --data.paths pairs.jsonl
+    Hardware: 2 CPU cores, float32.
+    Time: not measured.
+    Expect: not measured.
+    """
+    options = LateInteractionOptions(late_interaction=late_interaction_options(init))
+    return _run("embed-late-interaction", options, "body", init, length=180, batch=32)
 
 
 def _run(name: str, options: ObjectiveOptions, task: Task, init: str, *, length: int, batch: int = 16) -> Run:

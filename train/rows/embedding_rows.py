@@ -24,7 +24,7 @@ def ranked_rows(
         BadInput: an example without a positive, or with too few negatives.
     """
     numbers: dict[str, int] = {}
-    texts_of = [_texts(example, group) for example in examples]
+    texts_of = [example_texts(example, "contrastive", group.negatives, unsupervised=group.unsupervised) for example in examples]
     labels = [np.array([numbers.setdefault(text, len(numbers)) for text in texts], np.int32) for texts in texts_of]
     prompts = (group.query_prompt, *(group.document_prompt,) * (1 + group.negatives))
     prompted = [[prompt + text for prompt, text in zip(prompts, texts, strict=True)] for texts in texts_of]
@@ -59,14 +59,22 @@ def _rows(
         yield ExampleRow(inputs, labels[number], np.ones(1, np.float32), number, size=max(sizes))
 
 
-def _texts(example: Ranked, group: Contrastive) -> list[str]:
-    """Return the query of an example, its positive and its first negatives."""
-    if not (example.positive or group.unsupervised):
-        fix = "name its column with --labelled.positive, or choose --contrastive.unsupervised"
+def example_texts(example: Ranked, group: str, negatives: int, *, unsupervised: bool = False) -> list[str]:
+    """Return the query of an example, its positive and its first negatives.
+
+    Args:
+        group: the options of the objective, as in their names on the command line.
+        unsupervised: take the query as its positive.
+
+    Raises:
+        BadInput: there is no positive, or there are fewer negatives.
+    """
+    if not (example.positive or unsupervised):
+        fix = "name its column with --labelled.positive" + ", or choose --contrastive.unsupervised" * (group == "contrastive")
         raise BadInput(f"{example.origin}: the query has no positive; {fix}")
-    if len(example.negatives) < group.negatives:
-        count = f"{len(example.negatives)} negatives, and --contrastive.negatives is {group.negatives}"
+    if len(example.negatives) < negatives:
+        count = f"{len(example.negatives)} negatives, and --{group}.negatives is {negatives}"
         fix = "write more, name their column with --labelled.negatives, or choose fewer"
         raise BadInput(f"{example.origin}: {count}; {fix}")
-    positive = example.query if group.unsupervised else example.positive
-    return [example.query, positive, *example.negatives[: group.negatives]]
+    positive = example.query if unsupervised else example.positive
+    return [example.query, positive, *example.negatives[:negatives]]

@@ -12,6 +12,7 @@ import numpy as np
 
 from train.config import run_config
 from train.engine import device_mesh
+from train.engine.token_projection import PROJECTION
 from train.run.run_dir import read_config
 from train.tokenizers import hf_files
 from train.tokenizers.tokenizer import Tokenizer
@@ -21,9 +22,10 @@ from train.weights.generation_settings import GENERATION_FILE, write_generation
 from train.weights.load import Loaded, load_average, load_model, load_width, restore_trained
 from train.weights.resolve_model_name import import_source, import_target
 from train.weights.reward_scale import RewardScale, write_scale
+from train.weights.token_modules import loaded_modules
 from zoo import configs, models, published_weights
 from zoo.cross_encoder_files import activation_entries
-from zoo.embedding_modules import read_modules, write_modules
+from zoo.embedding_modules import write_modules
 from zoo.errors import require
 from zoo.hf import safetensors_dir
 from zoo.lora import peft_files
@@ -126,9 +128,10 @@ def _write(folder: Path, loaded: Loaded, largest: int = 5_000_000_000) -> str:
     if is_cross_encoder(loaded):
         activation, longest = cross_encoder_settings(loaded)
         entries = {} if activation is None else activation_entries(activation)
-    elif loaded.modules_folder is not None:
-        modules = read_modules(loaded.modules_folder)
-    dtype = published_weights.save_published(folder, cfg, loaded.params, extra={**ids, **entries}, largest=largest)
+    else:
+        modules = loaded_modules(loaded)
+    params = {name: part for name, part in loaded.params.items() if name != PROJECTION}
+    dtype = published_weights.save_published(folder, cfg, params, extra={**ids, **entries}, largest=largest)
     if loaded.tokenizer.kind == "gpt" and has_score and "pad_token_id" not in ids:
         print(f"! {NO_PADDING}", file=sys.stderr)
     hf_files.write_tokenizer(folder, loaded.tokenizer, longest=longest)

@@ -14,9 +14,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from train.checkpoints.checkpoints import Checkpoints
 from train.checkpoints.config_check import check_identity
 from train.config import run_config
+from train.config.late_interaction_options import LateInteractionOptions
 from train.engine import averages, device_mesh
 from train.engine.optim import make_optimizer
 from train.engine.state_init import all_params
+from train.engine.token_projection import PROJECTION, token_projection
 from train.engine.width_transfer import factors_of_run, transferred_params
 from train.run.run_dir import RunDir, is_run, no_checkpoint, plugin_notices, read_config
 from train.store import run_fetch
@@ -180,7 +182,8 @@ def restore_params(path: Path, run: run_config.Run, mesh: Mesh, step: int | None
     if (parts := frozen_layers.param_parts(run)) is None:
         return trained, number, meta
     base = param_parts.read_base(RunDir(path), parts, mesh, meta.get("base", ""), notify=_print_error)
-    return parts.joined(mesh, base, trained), number, meta
+    added = {name: trained.pop(name) for name in (PROJECTION,) if name in trained}
+    return parts.joined(mesh, base, trained) | added, number, meta
 
 
 def restore_trained(path: Path, run: run_config.Run, mesh: Mesh, step: int | None) -> tuple[Any, int, dict[str, Any]]:
@@ -202,6 +205,8 @@ def _restore(
     """
     parts = frozen_layers.param_parts(run)
     parameters = all_params(models.model(run.model)) if parts is None else parts.trained
+    if isinstance(run.options, LateInteractionOptions):
+        parameters = parameters.beside(token_projection(run.model.width, run.options.late_interaction.dimensions))
     abstract = param_parts.abstract_params(parameters, mesh)
     counter = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
     stored = {"params": abstract}

@@ -32,6 +32,7 @@ Objective = Literal[
     "contrastive",
     "similarity",
     "rerank",
+    "late_interaction",
     "denoising",
     "text_to_text",
     "instruction",

@@ -147,7 +147,8 @@ def self_mask(
     has an order take the place of `causal`: a token sees those up to its own.
     """
     keys = batch if cache is None else cache
-    sides: dict[str, Any] = {"query_segments": batch.segments, "key_segments": keys.segments}
+    seen = keys.segments if cache is not None or batch.key_segments is None else batch.key_segments
+    sides: dict[str, Any] = {"query_segments": batch.segments, "key_segments": seen}
     if ranked and batch.order is not None:
         return Mask(**sides, query_ranks=batch.order, key_ranks=keys.order)
     if cache is not None:

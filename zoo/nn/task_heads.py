@@ -42,7 +42,10 @@ from zoo.nn.layers import (
 from zoo.sharding import constrain_tokens
 
 SUMMARY_SITE, CLASSIFIER_SITE = range(2)
-FINE_TUNED = ("classification", "tagging", "span", "choice", "contrastive", "similarity", "rerank", "preference")
+FINE_TUNED = (
+    *("classification", "tagging", "span", "choice", "preference"),
+    *("contrastive", "similarity", "rerank", "late_interaction"),
+)
 """Objectives that train the body of any encoder, most of them with a head."""
 
 SUMMARIES: dict[str, Callable[[Array], Array]] = {"tanh": jnp.tanh, **ACTIVATIONS}
