@@ -11,10 +11,11 @@ from eval.inference.encoder_inputs import TaskVectors
 from eval.inference.encoder_runner import Text
 from eval.inference.pair_scores import CrossEncoder
 from eval.inference.text_vectors import TaskEmbedder
+from eval.inference.token_vectors import late_interaction_scores
 from eval.inference.top_k import top_k
 from eval.inference.vector_index import check_model, read_entries, read_index
 from train.run.progress_display import ProgressBar
-from train.weights.load import load_model
+from train.weights.load import Loaded, load_model
 
 NUMBER, SCORE, IDENTIFIER = 4, 9, 16
 """Terminal columns of the rank, the score and the id of a document."""
@@ -37,13 +38,14 @@ def run_search(
     Args:
         prompt: text that is put before the query; None = the model's prompt for queries.
         k: number of documents; at most all of them.
-        rerank: cross-encoder that scores the nearest `rerank_k` documents with the query, which decides their order; "" = none.
+        rerank: model that orders the nearest `rerank_k` documents again, and whose scores are then printed: a cross-encoder, or
+            one with a vector for each token; "" = none.
         truncate: cut a query that is too long, or a pair for the cross-encoder.
         as_json: print an object for each document.
 
     Raises:
         BadInput: not an index, an index of another model, a query that is too long, or vectors that are not finite; or `rerank`
-            is no cross-encoder, see `CrossEncoder`.
+            is of neither kind, see `CrossEncoder.of` and `TokenEmbedder.of`.
     """
     settings, vectors = read_index(folder)
     loaded = model.load()
@@ -55,12 +57,10 @@ def run_search(
         (scores,), (rows,) = top_k(query_vector, vectors, rerank_k if rerank else k, mesh=loaded.mesh, progress=progress)
     entries = read_entries(folder, rows.tolist())
     if rerank:
-        second = CrossEncoder.of(load_model(rerank, loaded.mesh), batch=model.batch, dtype=model.dtype(), truncate=truncate)
-        pairs = [(Text("the query", query), Text(f"document {name}", text)) for name, text in entries]
-        with ProgressBar("ranking", "pairs", before="compiling", quiet=as_json) as progress:
-            logits = second.logits(pairs, progress)
-        order = np.argsort(-logits, kind="stable")[:k]
-        scores, entries = second.scores(logits)[order], [entries[place] for place in order]
+        texts = [Text(f"document {name}", text) for name, text in entries]
+        keys, shown = _second_scores(model, load_model(rerank, loaded.mesh), query, texts, truncate=truncate, quiet=as_json)
+        order = np.argsort(-keys, kind="stable")[:k]
+        scores, entries = shown[order], [entries[place] for place in order]
     width = terminal_output.terminal_width()
     for rank, (score, (name, text)) in enumerate(zip(scores.tolist(), entries, strict=True), 1):
         if as_json:
@@ -70,3 +70,17 @@ def run_search(
             row += terminal_output.text_excerpt(text, 0, 0, width and max(20, width - len(row)))
         terminal_output.write_output(f"{row}\n")
     return 0
+
+
+def _second_scores(
+    options: ModelOptions, loaded: Loaded, query: str, texts: list[Text], *, truncate: bool, quiet: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (numbers by which a second model orders texts, the scores to print); they differ where scores are sigmoids."""
+    first, settings = Text("the query", query), {"batch": options.batch, "dtype": options.dtype(), "truncate": truncate}
+    with ProgressBar("ranking", "documents", before="compiling", quiet=quiet) as progress:
+        if loaded.model.task == "sequence":
+            scorer = CrossEncoder.of(loaded, **settings)
+            logits = scorer.logits([(first, text) for text in texts], progress)
+            return logits, scorer.scores(logits)
+        scores = late_interaction_scores(loaded, first, texts, **settings)
+        return scores, scores

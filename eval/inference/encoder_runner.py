@@ -57,6 +57,8 @@ class EncoderRow(NamedTuple):
     """Token types of a pair of texts; None = those of a single text."""
     order: Int32[np.ndarray, " n"] | None = None
     """Ranks in a factorization order; with it every token is predicted, from those of lower rank."""
+    seen: int | None = None
+    """Number of first tokens that the tokens of the row see; None = all."""
 
 
 def read_texts(texts: Texts) -> list[Text]:
@@ -208,6 +210,9 @@ class Encoder:
         columns = [row.at for row in rows], [row.target for row in rows], summaries
         at, targets, summary_at = (np.array(column, np.int32)[:, None] for column in columns)  # [B, 1]
         batch = Batch(tokens=tokens, segments=segments, predict_at=at, targets=targets)
+        if rows[0].seen is not None:
+            seen = np.array([row.seen for row in rows])[:, None]  # [B, 1]
+            batch = dataclasses.replace(batch, key_segments=np.where(np.arange(length) < seen, segments, 0))
         if (is_mask := tokens == special_tokens.mask).any() and "permutation" in self.loaded.model.definition.objectives:
             # A query stream predicts a token that nothing sees: neither itself nor another mask of the text.
             batch = dataclasses.replace(batch, order=np.where(is_mask, 0, -1).astype(np.int32), query_at=at, predict_at=None)

@@ -13,9 +13,10 @@ from eval.inference.batch_loop import Progress, no_progress
 from eval.inference.encoder_inputs import TaskVectors
 from eval.inference.encoder_runner import Encoder, EncoderRow, Text
 from train.weights.load import Loaded
+from train.weights.token_modules import loaded_modules
 from zoo.batch import Batch
 from zoo.configs._pooling import DOCUMENT_NAMES, QUERY_NAMES, DenseActivation, Pool
-from zoo.embedding_modules import DenseLayer, EmbeddingModules, read_modules
+from zoo.embedding_modules import DenseLayer, EmbeddingModules
 from zoo.errors import BadInput, require
 from zoo.models import Model
 from zoo.nn.pooling import SMALLEST, pool_tokens
@@ -31,7 +32,7 @@ def modules_of(loaded: Loaded) -> EmbeddingModules:
     Raises:
         BadInput: see `zoo.embedding_modules.read_modules`.
     """
-    modules = None if loaded.modules_folder is None else read_modules(loaded.modules_folder)
+    modules = loaded_modules(loaded)
     return EmbeddingModules() if modules is None else modules
 
 
@@ -61,6 +62,9 @@ def embed_texts(
             another model.
     """
     hidden, where = encoder.loaded.model.config.width, encoder.loaded.where
+    if modules.multi_vector:
+        fix = "use it with `zoo eval --task retrieval` or `rerank`, or with `zoo search --rerank`"
+        raise BadInput(f"{where}: it has a vector for each token, not one for a text; {fix}")
     sizes = [(f"layer {number}", layer.kernel.shape[1]) for number, layer in enumerate(modules.dense, 1)]
     outputs = [hidden, *(len(layer.kernel) for layer in modules.dense)]
     for (name, size), width in zip(sizes, outputs, strict=False):

@@ -7,15 +7,15 @@ without judgements are not asked; a document with the id of the query is left ou
 
 rerank. Format: .jsonl; a line is an object with `query`, `positive` and `negative`, lists of candidate texts. A negative of the
 same score is ranked before a positive. A cross-encoder, a model with a head of one score, scores each candidate together with the
-query; of other models the vectors are compared.
+query; of other models the vectors are compared, those of tokens by MaxSim.
 
 Metrics, with the conventions of `eval.metrics.ranking`, each the mean over queries with its standard error: ndcg_at_10,
 map_at_100 (rerank: map, of all candidates), mrr_at_10 and (retrieval) recall_at_100. Examples are queries. Outcomes: nDCG@10 of
 each query as the number of right predictions.
 
 Prompts are the model's own for queries and documents, see `zoo.embedding_modules`, unless --vectors.query-prompt and
---vectors.document-prompt give others. Vectors are compared as the model's folder says, by cosine or dot product. A text that is
-longer than the model's positions is cut, and the result says so.
+--vectors.document-prompt give others. Vectors are compared as the model's folder says, by cosine or dot product, and those of
+tokens by MaxSim. A text that is longer than the model's positions is cut, and the result says so.
 """
 
 import dataclasses
@@ -32,6 +32,7 @@ from eval.inference.encoder_inputs import TaskVectors
 from eval.inference.encoder_runner import Text
 from eval.inference.pair_scores import CrossEncoder
 from eval.inference.text_vectors import TaskEmbedder
+from eval.inference.token_vectors import TokenEmbedder, best_documents, is_multi_vector, max_sim_scores
 from eval.inference.top_k import top_k
 from eval.metrics import ranking
 from eval.metrics.standard_error import with_error
@@ -108,12 +109,18 @@ def score_retrieval(subject: Loaded, data: Collection, settings: Settings, progr
         raise BadInput(
             f"--task retrieval: {subject.where} is a cross-encoder, which would read each document with each query; {fix}"
         )
-    embedder = TaskEmbedder.of(subject, settings.vectors, batch=settings.batch, dtype=settings.dtype)
-    queries = embedder.vectors([*data.queries.values()], "query", progress)
     # The search prefers the lowest row of equal scores, and trec_eval the highest id.
     names = sorted(data.documents, reverse=True)
-    documents = embedder.vectors([data.documents[name] for name in names], "document", progress)
-    _, rows = top_k(queries, documents, DEEPEST + 1, mesh=subject.mesh, progress=progress)
+    queries, documents = [*data.queries.values()], [data.documents[name] for name in names]
+    options: dict[str, Any] = {"batch": settings.batch, "dtype": settings.dtype}
+    if is_multi_vector(subject):
+        embedder = TokenEmbedder.of(subject, settings.vectors, **options)
+        sides = embedder.vectors(queries, "query", progress), embedder.vectors(documents, "document", progress)
+        rows = best_documents(max_sim_scores(*sides, progress), DEEPEST + 1)
+    else:
+        embedder = TaskEmbedder.of(subject, settings.vectors, **options)
+        vectors = embedder.vectors(queries, "query", progress), embedder.vectors(documents, "document", progress)
+        _, rows = top_k(*vectors, DEEPEST + 1, mesh=subject.mesh, progress=progress)
     table, judged = np.zeros((len(queries), DEEPEST), np.int64), []
     for number, (query, ranked) in enumerate(zip(data.queries, rows, strict=True)):
         own = data.grades[query]
@@ -155,7 +162,12 @@ def score_rerank(subject: Loaded, data: Sequence[Candidates], settings: Settings
     Raises:
         BadInput: the model is no encoder, see `TaskEmbedder`, or has a head that gives no score, see `CrossEncoder`.
     """
-    scores_of, details = (_pair_scores if subject.model.task == "sequence" else _vector_scores)(subject, data, settings, progress)
+    scorer = _vector_scores
+    if subject.model.task == "sequence":
+        scorer = _pair_scores
+    elif is_multi_vector(subject):
+        scorer = _token_scores
+    scores_of, details = scorer(subject, data, settings, progress)
     longest = max(len(item.negative) + len(item.positive) for item in data)
     table, judged = np.zeros((len(data), longest), np.int64), []
     for row, scores, item in zip(table, scores_of, data, strict=True):
@@ -182,6 +194,21 @@ def _vector_scores(
     candidates_of = [[number[text.text] for text in (*item.negative, *item.positive)] for item in data]
     # Equal vectors have equal sums; in a matrix product their last bits may differ.
     scores = [(vectors[rows] * query).sum(1) for query, rows in zip(queries, candidates_of, strict=True)]
+    return scores, embedder.details()
+
+
+def _token_scores(
+    subject: Loaded, data: Sequence[Candidates], settings: Settings, progress: Progress
+) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """Return (the MaxSim of each query's negatives and positives, details)."""
+    embedder = TokenEmbedder.of(subject, settings.vectors, batch=settings.batch, dtype=settings.dtype)
+    queries = embedder.vectors([item.query for item in data], "query", progress)
+    texts = {text.text: text for item in data for text in (*item.negative, *item.positive)}
+    vectors = dict(zip(texts, embedder.vectors([*texts.values()], "document", progress), strict=True))
+    scores = [
+        max_sim_scores([query], [vectors[text.text] for text in (*item.negative, *item.positive)])[0]
+        for query, item in zip(queries, data, strict=True)
+    ]
     return scores, embedder.details()
 
 

@@ -4,8 +4,8 @@ Objectives name their scorers (`train.config.objectives`): causal `language_mode
 loss); masked, left-to-right, distilled and permutation `masked_lm_scores` (perplexity and accuracy of predictions); denoising,
 text to text and instruction `language_model_scores.score_targets` (perplexity); fine-tuning `labelled_scores`; reward models, dpo
 and kto `preference_scores` (accuracy and margin); contrastive and similarity `embedding_scores` (accuracy and mean reciprocal
-rank of retrieval, correlations of similarities); rerank `rerank_scores` (the same of a query's candidates); policy_gradient and
-ppo `policy_scores` (mean reward of greedy responses).
+rank of retrieval, correlations of similarities); rerank `rerank_scores` (the same of a query's candidates); late interaction
+`late_interaction_scores` (the same of MaxSim); policy_gradient and ppo `policy_scores` (mean reward of greedy responses).
 """
 
 import functools
@@ -16,6 +16,7 @@ from eval.tasks.held_out import (
     embedding_scores,
     labelled_scores,
     language_model_scores,
+    late_interaction_scores,
     masked_lm_scores,
     policy_scores,
     preference_scores,
@@ -35,6 +36,7 @@ SCORERS: dict[str, Callable[[ScoringInputs], Callable[[Any], Any]]] = {
     "contrastive": embedding_scores.score_contrastive,
     "similarity": embedding_scores.score_similarity,
     "rerank": rerank_scores.score_rerank,
+    "late_interaction": late_interaction_scores.score_late_interaction,
     "responses": policy_scores.score_policy,
 }
 """Name in the declaration of an objective -> function that returns the scorer, (parameters) -> score; a score has `record()`."""

@@ -35,8 +35,8 @@ def search(args: list[str]) -> int:
         prompt_text: str | None = None
         """Text that is put before the query. None: the model's prompt `query`, else its default prompt."""
         rerank: Annotated[str, tyro.conf.arg(metavar="RUN|DIR")] = ""
-        """Cross-encoder that orders the nearest documents again, by a score for each with the query: folder of a run or of
-        published weights, or hub:ID."""
+        """Model that orders the nearest documents again, and whose scores are printed: a cross-encoder, or one with a vector for
+        each token (ColBERT). Folder of a run or of published weights, or hub:ID."""
         rerank_k: int = 100
         """Number of nearest documents that --rerank orders."""
         truncate: bool = False
@@ -48,6 +48,8 @@ def search(args: list[str]) -> int:
     require(options.k >= 1, "k", options.k, "choose 1 or more documents")
     fix = f"choose at least --k {options.k}, so that all documents that are shown have a score"
     require(not options.rerank or options.rerank_k >= options.k, "rerank_k", options.rerank_k, fix)
+    fix = "it says how many documents --rerank orders; name a model with --rerank, or remove it"
+    require(bool(options.rerank) or options.rerank_k == 100, "rerank_k", options.rerank_k, fix)
     if not options.text.strip():
         raise BadInput("the query '': write some text")
     if not (Path(options.index) / "index.json").is_file():
