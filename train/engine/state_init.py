@@ -29,14 +29,18 @@ class TrainedParams:
     """Rows of the sharding table beside `zoo.sharding.RULES`."""
     has_use: bool = False
     """True for parameters of an objective that its scores, and uses of the trained model, read too."""
+    read: Callable[[], Any] | None = None
+    """Reads the parameters that `place` returns in place of new ones; it may return None."""
 
     def beside(self, added: "TrainedParams") -> "TrainedParams":
         """Return these parameters and others, whose names differ."""
         return TrainedParams(lambda key: {**self.init(key), **added.init(key)}, (*self.sharding, *added.sharding))
 
     def place(self, mesh: Mesh, seed: int) -> Any:
-        """Return the parameters of a seed, sharded over the mesh."""
+        """Return the parameters of a seed, or those that `read` returns, sharded over the mesh."""
         own = shardings(mesh, jax.eval_shape(lambda: self.init(jax.random.key(0))), self.sharding)
+        if self.read is not None and (values := self.read()) is not None:
+            return jax.device_put(values, own)
         with jax.set_mesh(mesh):
             return jax.jit(lambda: self.init(jax.random.key(seed)), out_shardings=own)()
 

@@ -4,6 +4,7 @@ The leaf `token_projection/kernel` [D, E] lies beside those of the model, in che
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,21 +18,25 @@ from zoo.nn.pooling import unit_vectors
 PROJECTION = "token_projection"
 
 
-def token_projection(width: int, dimensions: int, initial: Float32[np.ndarray, "D E"] | None = None) -> TrainedParams:
+def token_projection(
+    width: int, dimensions: int, read: Callable[[], Float32[np.ndarray, "D E"] | None] | None = None
+) -> TrainedParams:
     """Return the layer, with its sharding.
 
     Args:
-        initial: its kernel before the first step; None = normal with the variance 1 / D.
+        read: returns its kernel before the first step; None, or if it does: normal with the variance 1 / D.
     """
 
     def init(key: jax.Array) -> Any:
-        if initial is not None:
-            return {PROJECTION: {"kernel": jnp.asarray(initial)}}
         # The model's own parameters are sampled from the same key.
         key = jax.random.fold_in(key, dimensions)
         return {PROJECTION: {"kernel": jax.random.normal(key, (width, dimensions), jnp.float32) / math.sqrt(width)}}
 
-    return TrainedParams(init, ((f"{PROJECTION}/kernel", ("fsdp", None)),), has_use=True)
+    def read_layer() -> Any:
+        kernel = None if read is None else read()
+        return None if kernel is None else {PROJECTION: {"kernel": kernel}}
+
+    return TrainedParams(init, ((f"{PROJECTION}/kernel", ("fsdp", None)),), has_use=True, read=read_layer)
 
 
 def projected_tokens(params: Any, hidden: Float[Array, "B T D"]) -> Float[Array, "B T E"]:

@@ -1,6 +1,7 @@
 """Late interaction: each query finds its document by the vectors of tokens (Khattab and Zaharia 2020, "ColBERT")."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Float32, Int64
+from jaxtyping import Array, Bool, Float, Int64
 
 from train.config.late_interaction_options import LateInteraction, LateInteractionOptions
 from train.config.run_config import Run
@@ -22,7 +23,7 @@ from train.rows.batches import Build
 from train.rows.example_rows import ExampleRow, special_tokens_of
 from train.rows.late_interaction_rows import skipped_ids, without_expansion
 from train.tokenizers.tokenizer import Tokenizer
-from train.weights.token_modules import initial_projection
+from train.weights.token_modules import read_projection
 from zoo.batch import Batch
 from zoo.models import Model
 from zoo.ops import counter_rng
@@ -41,17 +42,13 @@ class LateInteractionObjective(EmbeddingObjective):
 
     # The base class reads its temperature alone; `vectors` has no pooling.
     options: LateInteraction  # pyright: ignore[reportIncompatibleVariableOverride]
-    initial: Float32[np.ndarray, "D E"] | None = dataclasses.field(default=None, compare=False)
-    """Kernel of the projection before the first step; None: a random one."""
+    source: str = ""
+    """The model whose projection a new run begins with, if it has one."""
 
     @classmethod
     def bind(cls, run: Run, mesh: Mesh) -> "LateInteractionObjective":
-        """Return the objective of a run, with the projection of the model that it begins with.
-
-        Raises:
-            BadInput: see `train.weights.run_modules.initial_projection`.
-        """
-        return cls(run.options.late_interaction, run.accumulate > 1, initial_projection(run))
+        """Return the objective of a run."""
+        return cls(run.options.late_interaction, run.accumulate > 1, run.init)
 
     @classmethod
     def builder(cls, run: Run, tokenizer: Tokenizer, counts: Callable[[], Int64[np.ndarray, " V"]]) -> Build:
@@ -72,7 +69,8 @@ class LateInteractionObjective(EmbeddingObjective):
 
     def added_params(self, model: Model) -> TrainedParams:
         """Return the projection of tokens, which belongs to the trained model."""
-        return token_projection(model.config.width, self.options.dimensions, self.initial)
+        read = functools.partial(read_projection, self.source) if self.source else None
+        return token_projection(model.config.width, self.options.dimensions, read)
 
     def vectors(self, model: Model, params: Any, batch: Batch, seeds: Any = None) -> Float[Array, "B N E"]:
         """Return the vectors of the tokens of each row, float32, of length 1. Texts of a row have different dropout."""

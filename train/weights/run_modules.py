@@ -13,7 +13,7 @@ from train.config.run_config import Run
 from train.run.run_dir import modules_folder, read_config
 from train.weights.resolve_model_name import resolve_model_name
 from zoo.configs._pooling import DOCUMENT_NAMES, QUERY_NAMES
-from zoo.errors import BadInput
+from zoo.errors import BadInput, require
 
 if TYPE_CHECKING:
     from zoo.embedding_modules import EmbeddingModules
@@ -73,16 +73,35 @@ def late_interaction_options(init: str) -> LateInteraction:
     """Return the options of late interaction that continue the vectors of a model; the defaults for "" and a plain encoder.
 
     Raises:
+        BadInput: see `_options_of_model`.
+    """
+    return (_options_of_model(init) if init else None) or LateInteraction()
+
+
+def check_projection(run: Run) -> None:
+    """Refuse other dimensions than those of the projection that a run of late interaction begins with.
+
+    Raises:
+        BadInput: names both; see also `_options_of_model`.
+    """
+    if isinstance(run.options, LateInteractionOptions) and (own := _options_of_model(run.init)) is not None:
+        fix = f"the projection of --init {run.init} has {own.dimensions}; choose {own.dimensions}"
+        chosen = run.options.late_interaction.dimensions
+        require(chosen == own.dimensions, "late_interaction.dimensions", chosen, fix)
+
+
+def _options_of_model(init: str) -> LateInteraction | None:
+    """Return the options of late interaction of a model; None for a plain encoder.
+
+    Raises:
         BadInput: the model has one vector for a text, several layers, or settings that no option has; see also
             `zoo.embedding_modules.read_modules`.
     """
-    if not init:
-        return LateInteraction()
     from zoo.embedding_modules import read_modules
 
     folder = modules_folder(resolve_model_name(init))
     if (modules := read_modules(folder)) is None:
-        return LateInteraction()
+        return None
     alone = "remove its modules.json to begin with the encoder alone"
     if (settings := modules.multi_vector) is None:
         raise BadInput(

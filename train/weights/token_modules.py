@@ -1,4 +1,4 @@
-"""The projection to the vectors of tokens: that of a loaded model, or of the model that a run begins with."""
+"""The projection to the vectors of tokens, of a loaded model or of one that a run begins with."""
 
 import dataclasses
 
@@ -6,14 +6,11 @@ import jax
 import numpy as np
 from jaxtyping import Float32
 
-from train.config.late_interaction_options import LateInteractionOptions
-from train.config.run_config import Run
 from train.engine.token_projection import PROJECTION
 from train.run.run_dir import is_run
 from train.weights.load import Loaded, load_model
 from train.weights.resolve_model_name import resolve_model_name
 from zoo.embedding_modules import DenseLayer, EmbeddingModules, read_modules
-from zoo.errors import require
 
 
 def loaded_modules(loaded: Loaded) -> EmbeddingModules | None:
@@ -29,22 +26,15 @@ def loaded_modules(loaded: Loaded) -> EmbeddingModules | None:
     return dataclasses.replace(modules, dense=(DenseLayer(kernel, None, "identity"),))
 
 
-def initial_projection(run: Run) -> Float32[np.ndarray, "D E"] | None:
-    """Return the kernel of the projection that a run of late interaction begins with; None: a random one.
+def read_projection(source: str) -> Float32[np.ndarray, "D E"] | None:
+    """Return the kernel of the projection of a run or a folder; None for a model without one.
 
     Raises:
-        BadInput: that of --init has other dimensions.
+        BadInput: see `train.weights.load.load_model`.
     """
-    assert isinstance(run.options, LateInteractionOptions)
-    if not run.init:
-        return None
-    folder = resolve_model_name(run.init)
-    # The modules of a run have no projection; most other runs have no modules of this kind.
-    modules = loaded_modules(load_model(run.init)) if is_run(folder) else read_modules(folder)
+    folder = resolve_model_name(source)
+    # The modules of a run do not have it.
+    modules = loaded_modules(load_model(source)) if is_run(folder) else read_modules(folder)
     if modules is None or modules.multi_vector is None or not modules.dense:
         return None
-    kernel = modules.dense[0].kernel
-    size, chosen = len(kernel), run.options.late_interaction.dimensions
-    fix = f"the projection of --init {run.init} has {size}; choose {size}"
-    require(chosen == size, "late_interaction.dimensions", chosen, fix)
-    return np.ascontiguousarray(kernel.T)
+    return np.ascontiguousarray(modules.dense[0].kernel.T)

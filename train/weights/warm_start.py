@@ -17,6 +17,7 @@ from train.run.run_identity import flat_options
 from train.weights.load import NEWEST, Loaded, load_model, open_checkpoints
 from train.weights.pretrained_config import check_body, check_family
 from train.weights.resolve_model_name import resolve_model_name
+from train.weights.run_modules import check_projection
 from zoo import configs, published_weights, sharding
 from zoo.errors import require
 from zoo.models import Model
@@ -39,6 +40,7 @@ def check_init(run: run_config.Run) -> None:
     source = read_config(folder) if is_run(folder) else None
     cfg = source.model if source else published_weights.read_config(folder)[0]
     check_body(run, cfg)
+    check_projection(run)
     if source is None:
         published_weights.open_folder(folder)
         require(not run.fork, "fork", run.fork, f"{run.init} has weights alone, and no moments; name a run, or leave --fork out")
