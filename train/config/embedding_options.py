@@ -56,6 +56,11 @@ class Embedding:
     temperature: float = 0.05
     """Divisor of the similarities in the loss."""
 
+    @property
+    def compares_rows(self) -> bool:
+        """True if the loss of a row depends on the other rows of the batch."""
+        return True
+
     def __post_init__(self) -> None:
         valid = 0 < self.temperature < math.inf
         require(valid, f"{self.GROUP}.temperature", self.temperature, "choose a number above 0, such as 0.05")
@@ -94,6 +99,9 @@ class Contrastive(Embedding):
     """Text put before each query, as it is: "query: "."""
     document_prompt: str = ""
     """Text put before each positive and negative: "passage: "."""
+    one_source: bool = False
+    """Take all rows of a batch from one of --data.paths, so that the negatives of a query are of its own source. Each path has as
+    many batches as its rows are worth."""
     unsupervised: bool = False
     """Take the query itself as its positive, with other dropout (Gao et al. 2021, "SimCSE", section 3)."""
 
@@ -141,7 +149,7 @@ class EmbeddingOptions(ObjectiveOptions):
         require(not getattr(model, "causal", False), "model.causal", True, fix)
         require(run.label_smoothing == 0, "label_smoothing", run.label_smoothing, "it has no effect on vectors; remove it")
         fix = "the loss compares all rows of the batch, and with pmap a device has only its own; choose jit"
-        require(run.engine == "jit", "engine", run.engine, fix)
+        require(run.engine == "jit" or not group.compares_rows, "engine", run.engine, fix)
         group.check_model(model)
 
 
@@ -160,6 +168,11 @@ class ContrastiveOptions(EmbeddingOptions):
         fewest = min(stage.rows for stage in run.data.sizes.stages)
         fix = "the negatives of a query are the texts of other rows; choose 2 or more, or --contrastive.negatives 1"
         require(fewest > 1 or self.contrastive.negatives > 0, "data.batch", fewest, fix)
+        one_source, data = self.contrastive.one_source, run.data
+        fix = "it divides batches by --data.paths; name two or more files or folders"
+        require(not one_source or len(data.paths) > 1, "contrastive.one_source", True, fix)
+        fix = "with --contrastive.one-source all batches have one size; remove it"
+        require(not (one_source and data.ramp), "data.ramp", " ".join(data.ramp), fix)
         fix = "a query and its positive would be the same vector; choose a share above 0, such as 0.1"
         unsupervised, selection = self.contrastive.unsupervised, run.selection
         require(run.model.dropout > 0 or not unsupervised, "model.dropout", run.model.dropout, fix)

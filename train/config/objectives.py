@@ -23,6 +23,7 @@ from train.config.embedding_options import ContrastiveOptions, SimilarityOptions
 from train.config.kto_options import Kto
 from train.config.late_interaction_options import LateInteractionOptions
 from train.config.policy_gradient_options import PolicyGradientLoss, Ppo
+from train.config.ranking_options import RankingOptions
 from train.config.rerank_options import RerankOptions
 from train.config.rollout_options import Rollout
 from zoo.configs import longest_row
@@ -393,7 +394,7 @@ OPTIONS: dict[str, type[ObjectiveOptions]] = {
         *(CausalOptions, LeftToRightOptions, MaskedOptions, DistilledOptions, PermutationOptions, DenoisingOptions),
         *(TextToTextOptions, InstructionOptions, ClassificationOptions, TaggingOptions, SpanOptions, ChoiceOptions),
         *(PreferenceOptions, DpoOptions, KtoOptions, PolicyGradientOptions, PpoOptions),
-        *(ContrastiveOptions, SimilarityOptions, RerankOptions, LateInteractionOptions),
+        *(ContrastiveOptions, SimilarityOptions, RankingOptions, RerankOptions, LateInteractionOptions),
     )
 }
 """Maps the name of an objective of the zoo to the class of its options."""

@@ -1,11 +1,13 @@
 """Parsing of the records of a file as examples of embedding models: queries with texts, and pairs of texts with a score."""
 
+import dataclasses
 import json
 import math
 from typing import Any
 
 from train.config.embedding_options import RankedTexts, ScoredPairs
-from train.data.example_types import Ranked, ScoredPair
+from train.config.ranking_options import ScoredTexts
+from train.data.example_types import Ranked, ScoredPair, TaughtRanked
 from train.data.records import Record, column_value
 from train.data.text_files import check_string, json_type
 from zoo.errors import BadInput
@@ -33,6 +35,25 @@ def ranked_of_record(record: Record, options: RankedTexts) -> Ranked:
         texts = value if isinstance(value, list) else [] if value in (None, "") else [value]
         negatives = tuple(_text(text, record, "negative") for text in texts)
     return Ranked(origin=record.where, document=positive or query, query=query, positive=positive, negatives=negatives)
+
+
+def scored_texts_of_record(record: Record, options: ScoredTexts) -> TaughtRanked:
+    """Return the example of a record as `ranked_of_record`, with the teacher's scores if it has them.
+
+    Raises:
+        BadInput: the same; or the scores are not a list of finite numbers, one for each text.
+    """
+    example = TaughtRanked(**vars(ranked_of_record(record, options)))
+    if not options.scores and (record.numbered or "scores" not in record.values):
+        return example
+    values = column_value(record, options.scores, "scores", 3, "scores")
+    if not isinstance(values, list):
+        fix = "write a list of numbers, which .jsonl and .parquet have"
+        raise BadInput(f"{record.where}: the scores are {json_type(values)}; {fix}")
+    if len(values) != 1 + len(example.negatives):
+        fix = "write that of the positive, then one for each negative"
+        raise BadInput(f"{record.where}: {len(values)} scores for {1 + len(example.negatives)} texts; {fix}")
+    return dataclasses.replace(example, scores=tuple(_number(value, record) for value in values))
 
 
 def scored_pair_of_record(record: Record, options: ScoredPairs) -> ScoredPair:
@@ -65,5 +86,5 @@ def _number(value: Any, record: Record) -> float:
         number = math.nan
     if not abs(number) < LARGEST:
         written = json.dumps(value)[:80] if isinstance(value, str | int | float) else json_type(value)
-        raise BadInput(f"{record.where}: the score {written} is not a finite number; fix it, or remove the pair")
+        raise BadInput(f"{record.where}: the score {written} is not a finite number; fix it, or remove the example")
     return number

@@ -17,6 +17,8 @@ class Example:
     """Place that the example was read from, for error messages: file:line, or another position within the file."""
     document: str = ""
     """Name of its document. Examples of one document are held out together; "" = the example is its own document."""
+    path_number: int = dataclasses.field(default=0, repr=False, compare=False)
+    """Number of the path, among those that are read together, that it was read from."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,14 @@ class Ranked(Example):
     positive: str = ""
     """"" if the query is its own positive."""
     negatives: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaughtRanked(Ranked):
+    """The same with a teacher's scores."""
+
+    scores: tuple[float, ...] = ()
+    """Scores of the positive and each negative; () = there are none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

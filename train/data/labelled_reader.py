@@ -81,7 +81,7 @@ def read_labelled_examples(
     fix = f"{objective} does not read it; choose {', '.join(task.formats)}"
     require(options.format in ("auto", *task.formats), "labelled.format", options.format, fix)
     examples, keys, messages = [], set(), [] if left_out is None else left_out
-    for path in paths:
+    for number, path in enumerate(paths):
         for key, where, source_records in sources(path, task, data, options):
             refuse_repeated(path, key, keys)
             examples_before, errors_before = len(examples), len(messages)
@@ -89,7 +89,7 @@ def read_labelled_examples(
                 try:
                     if isinstance(record, BadInput):
                         raise record
-                    examples.append(task.example(record, options))
+                    examples.append(dataclasses.replace(task.example(record, options), path_number=number))
                 except BadInput as error:
                     if not isinstance(options, Choices) or not options.skip_bad:
                         raise
@@ -328,6 +328,7 @@ TASKS = {
     **dict.fromkeys(
         ("contrastive", "rerank", "late_interaction"), Task(TABLES, embedding_records.ranked_of_record, ("tsv", "csv", "jsonl"))
     ),
+    "ranking": Task(TABLES, embedding_records.scored_texts_of_record, ("tsv", "csv", "jsonl")),
     "similarity": Task(TABLES, embedding_records.scored_pair_of_record, ("tsv", "csv", "jsonl")),
     "instruction": Task(CHAT, lambda record, options: parse_dialogue(record), ("jsonl", "json")),
     **dict.fromkeys(("preference", "dpo"), Task(CHAT, preference_records.preference_of_record, ("jsonl", "json"))),

@@ -1,16 +1,22 @@
-"""Losses of the vectors of texts: each query finds its text among those of the batch, or similarities follow scores.
+"""Losses of the vectors of texts: each query finds its text among those of the batch or its own, or similarities follow scores.
 
-The rows of a batch depend on each other, so each loss needs all of them at once.
+The rows of a batch depend on each other, so each loss needs all of them at once; those of a query and its own texts do not.
 """
 
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from zoo.configs._pooling import Similarity
 from zoo.nn.pooling import unit_vectors
 from zoo.sharding import BATCH, constrain
+
+ArrayLike = Array | np.ndarray
+SMALLEST_SQUARE = 1e-12
+"""Added to squared distances."""
 
 
 def mean_over_sizes(
@@ -89,6 +95,48 @@ def angle_similarities(vectors: Float[Array, "B 2 D"]) -> Float[Array, " B"]:
     (a, c), (b, d) = (jnp.moveaxis(half, 1, 0) for half in jnp.split(vectors, 2, axis=-1))
     lengths = jnp.linalg.norm(vectors, axis=-1).prod(-1)
     return jnp.abs((a * c + b * d + b * c - a * d).sum(-1) / lengths)
+
+
+def group_similarities(vectors: Float[ArrayLike, "B C D"], kind: Similarity) -> Float[ArrayLike, "B C-1"]:
+    """Return the similarity of the first vector of each row with each of the others; jax and numpy arrays alike.
+
+    Args:
+        vectors: of length 1 for the cosine.
+    """
+    queries, documents = vectors[:, :1], vectors[:, 1:]
+    if kind in ("cosine", "dot"):
+        return (queries * documents).sum(-1)
+    if kind == "manhattan":
+        return -abs(queries - documents).sum(-1)
+    # The derivative of a root is infinite at 0, where both texts are equal.
+    return -((((queries - documents) ** 2).sum(-1) + SMALLEST_SQUARE) ** 0.5)
+
+
+def triplet_losses(
+    similarities: Float[Array, "B D"], teacher: Float[Array, "B D"], *, margin: float, scale: Float[Array, ""]
+) -> Float[Array, " B"]:
+    """Return the mean over negatives of max(0, margin - similarity of the positive + similarity of the negative)."""
+    return jax.nn.relu(margin - similarities[:, :1] + similarities[:, 1:]).mean(-1)
+
+
+def margin_errors(
+    similarities: Float[Array, "B D"], teacher: Float[Array, "B D"], *, margin: float, scale: Float[Array, ""]
+) -> Float[Array, " B"]:
+    """Return the mean over negatives of the squared error of (positive - negative) from the teacher's."""
+    differences = similarities - teacher
+    return jnp.square(differences[:, :1] - differences[:, 1:]).mean(-1)
+
+
+def divergences(
+    similarities: Float[Array, "B D"], teacher: Float[Array, "B D"], *, margin: float, scale: Float[Array, ""]
+) -> Float[Array, " B"]:
+    """Return KL(p || q) / scale^2 of p = softmax(scale * teacher) and q = softmax(scale * similarities), in nats."""
+    log_p, log_q = jax.nn.log_softmax(scale * teacher), jax.nn.log_softmax(scale * similarities)
+    return (jnp.exp(log_p) * (log_p - log_q)).sum(-1) / jnp.square(scale)
+
+
+GROUP_LOSSES = {"triplet": triplet_losses, "margin_mse": margin_errors, "kl": divergences}
+"""Loss -> function of the similarities and the teacher's scores of the positive, which is the first, and the negatives."""
 
 
 def _products(a: Float[Array, "A D"], b: Float[Array, "B D"]) -> Float[Array, "A B"]:

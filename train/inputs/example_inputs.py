@@ -140,10 +140,12 @@ class ExampleInputs:
     teacher: StoredTeacher | None = None
     """Stored probabilities of a teacher for the training rows; None = there are none."""
 
-    @property
+    @functools.cached_property
     def training(self) -> Any:
-        """The rows in `rows`."""
-        return self.rows.components[0].rows
+        """The rows in `rows`, of all components."""
+        parts: list[Any] = [component.rows for component in self.rows.components]
+        rows = itertools.chain.from_iterable(part.rows for part in parts)
+        return dataclasses.replace(parts[0], rows=tuple(rows)) if len(parts) > 1 else parts[0]
 
     def with_training(self: Inputs, rows: ExampleRows) -> Inputs:
         """Return the inputs with other training rows."""
@@ -182,8 +184,9 @@ class ExampleInputs:
         """Return a summary of the data and its use in the run, for the console and the report."""
         rows, count = self.training, self.training.used_examples
         several = f" in {len(rows):,} rows" if len(rows) != count else ""
+        names = ", ".join(component.name for component in self.rows.components)
         facts = {
-            "data": f"{self.rows.components[0].name}: {count:,} {rows.NOUN}{several}, {rows.size_text()}",
+            "data": f"{names}: {count:,} {rows.NOUN}{several}, {rows.size_text()}",
             "held out": f"{self.held_out.used_examples:,} {rows.NOUN}",
             **self.facts(run),
         }

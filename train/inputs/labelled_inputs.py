@@ -19,6 +19,7 @@ from train.config.run_config import Run
 from train.data import labelled_reader
 from train.data.example_types import Example, Tagged, Text
 from train.inputs.example_inputs import ExampleInputs, ExampleRows, Halves
+from train.inputs.source_batches import by_source
 from train.rows import embedding_rows, example_rows, late_interaction_rows, rerank_rows
 from train.rows.example_rows import ExampleRow
 from train.rows.row_source import digest_of, evenly_spaced
@@ -53,7 +54,7 @@ class LabelledRows(ExampleRows):
     @functools.cached_property
     def content_digest(self) -> str:
         """SHA-256 of the examples and the possible labels, independent of their files and of the tokenizer."""
-        unread = ("origin", "document", "id")
+        unread = ("origin", "document", "path_number", "id")
         fields = ({name: value for name, value in vars(example).items() if name not in unread} for example in self.examples)
         return digest_of(repr(self.labels), (repr(sorted(values.items())).encode() for values in fields))
 
@@ -135,6 +136,8 @@ def with_class_weights(run: Run, inputs: ExampleInputs) -> LabelledInputs:
     if selection is not None and has_classes and len(single := labels_of(inputs.training.examples)) == 1:
         raise _single_label(single[0], selection.examples, "validation", "or choose --data.validation-share 0")
     labelled = LabelledInputs(inputs.tokenizer, inputs.rows, inputs.held_out, inputs.left_out, selection)
+    if getattr(getattr(run.options, run.objective, None), "one_source", False):
+        return dataclasses.replace(labelled, rows=by_source(inputs.rows, run))
     return labelled.with_training(_with_class_weights(inputs.training, run))
 
 
@@ -216,6 +219,9 @@ FEATURES: dict[str, Callable[..., Iterable[ExampleRow]]] = {
         examples, tokenizer, options, length, **more
     ),
     "late_interaction": lambda examples, tokenizer, options, length, names, **more: late_interaction_rows.token_rows(
+        examples, tokenizer, options, length, **more
+    ),
+    "ranking": lambda examples, tokenizer, options, length, names, **more: embedding_rows.group_rows(
         examples, tokenizer, options, length, **more
     ),
     "similarity": lambda examples, tokenizer, options, length, names, **more: embedding_rows.scored_rows(

@@ -20,6 +20,7 @@ from train.data.example_types import (
     Ranked,
     ScoredPair,
     Tagged,
+    TaughtRanked,
     Text,
     UnpairedPreference,
 )
@@ -122,6 +123,10 @@ def _examples(run: run_config.Run) -> Sequence[Example]:
         case "contrastive" | "rerank" | "late_interaction":
             negatives = WORDS[2:3] * getattr(run.options, run.objective).negatives
             return [Ranked(query=WORDS[0], positive=WORDS[1], negatives=negatives, origin=origin)]
+        case "ranking":
+            count = run.options.ranking.negatives
+            texts = {"query": WORDS[0], "positive": WORDS[1], "negatives": WORDS[2:3] * count}
+            return [TaughtRanked(**texts, scores=(0.0,) * (1 + count), origin=origin)]
         case "similarity":
             return [ScoredPair(first=WORDS[0], second=WORDS[1], score=0.0, origin=origin)]
     return [Choice(article=text, question=text, options=(text,) * OPTIONS, answer=0, origin=origin)]

@@ -1,10 +1,10 @@
-"""The base class of objectives that compare the vectors of all texts of a batch.
+"""The base class of objectives that compare the vectors of texts, in most of them those of all texts of a batch.
 
-The loss of a row depends on all others, so micro-batches have no losses of their own. Where a batch is divided, `complete_batch`
-computes all vectors without a gradient, and the gradient of the batch's loss with respect to them; `loss` computes the vectors of
-a micro-batch again and continues this gradient to the parameters (Gao et al. 2021, "Scaling deep contrastive learning batch size
-under memory limited setup", section 3). The result is the gradient of the complete batch, with the activations of one
-micro-batch.
+The loss of a row then depends on all others, so micro-batches have no losses of their own. Where a batch is divided,
+`complete_batch` computes all vectors without a gradient, and the gradient of the batch's loss with respect to them; `loss`
+computes the vectors of a micro-batch again and continues this gradient to the parameters (Gao et al. 2021, "Scaling deep
+contrastive learning batch size under memory limited setup", section 3). The result is the gradient of the complete batch, with
+the activations of one micro-batch.
 """
 
 import abc
@@ -39,12 +39,13 @@ class EmbeddingObjective(LabelledObjective):
 
     options: Embedding
     divided: bool = False
-    """True if batches are divided into micro-batches."""
+    """True if batches are divided into micro-batches, whose rows are compared with each other."""
 
     @classmethod
     def bind(cls, run: Run, mesh: Mesh) -> "EmbeddingObjective":
         """Return the objective of a run."""
-        return cls(getattr(run.options, run.objective), run.accumulate > 1)
+        options = getattr(run.options, run.objective)
+        return cls(options, run.accumulate > 1 and options.compares_rows)
 
     @classmethod
     def join_options(cls, options: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -85,9 +86,10 @@ class EmbeddingObjective(LabelledObjective):
     ) -> Batch:
         """Return the batch; if it is to be divided, with its row losses, [B], and their gradients in `extra`.
 
-        The gradients are of the sum of the losses of all rows: "vectors" [B, C, D], and "log_scale" [B], shares of equal size.
+        The gradients are of the sum of the losses of all rows: "vectors" [B, C, D], and "log_scale" [B], shares of equal size. A
+        loss that does not compare rows needs neither.
         """
-        if num_micro == 1:
+        if num_micro == 1 or not self.options.compares_rows:
             return batch
         cast = params()
         vectors = map_rows(lambda micro: self.vectors(model, cast, *micro), (batch, seeds), num_micro)

@@ -13,10 +13,11 @@ from train.config.embedding_options import ContrastiveOptions, SimilarityOptions
 from train.config.late_interaction_options import LateInteractionOptions
 from train.config.objectives import ChoiceOptions, ClassificationOptions, SpanOptions, TaggingOptions
 from train.config.option_groups import Selection
+from train.config.ranking_options import RankingOptions
 from train.config.rerank_options import RerankOptions
 from train.config.run_config import Checkpoint, Log, Optim, Run
 from train.weights import pretrained_config
-from train.weights.run_modules import contrastive_options, late_interaction_options, similarity_options
+from train.weights.run_modules import contrastive_options, late_interaction_options, ranking_options, similarity_options
 from zoo import configs
 from zoo.configs._encoder import Task
 
@@ -88,6 +89,18 @@ def embed_contrastive(init: str = "") -> Run:
     """
     options = ContrastiveOptions(contrastive=contrastive_options(init))
     return _run("embed-contrastive", options, "body", init, length=128, batch=64)
+
+
+def embed_ranking(init: str = "") -> Run:
+    """Train the vectors of texts on queries with their own positives and negatives (triplets), or on a teacher's scores of them.
+
+    Command: zoo train embed-ranking --init DIR --data.paths mined.jsonl
+    Hardware: 2 CPU cores, float32.
+    Time: not measured.
+    Expect: not measured.
+    """
+    options = RankingOptions(ranking=ranking_options(init))
+    return _run("embed-ranking", options, "body", init, length=128, batch=32)
 
 
 def embed_similarity(init: str = "") -> Run:

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from train.config.embedding_options import Contrastive, RankedTexts, ScoredPairs, Similarity
-from train.data.example_types import Ranked, ScoredPair
+from train.config.ranking_options import Ranking, ScoredTexts
+from train.data.example_types import Ranked, ScoredPair, TaughtRanked
 from train.rows.example_rows import ExampleRow, encoded_texts, fill_template, refuse_long, special_tokens_of
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
@@ -26,9 +27,26 @@ def ranked_rows(
     numbers: dict[str, int] = {}
     texts_of = [example_texts(example, "contrastive", group.negatives, unsupervised=group.unsupervised) for example in examples]
     labels = [np.array([numbers.setdefault(text, len(numbers)) for text in texts], np.int32) for texts in texts_of]
-    prompts = (group.query_prompt, *(group.document_prompt,) * (1 + group.negatives))
-    prompted = [[prompt + text for prompt, text in zip(prompts, texts, strict=True)] for texts in texts_of]
-    yield from _rows(prompted, labels, tokenizer, length)
+    yield from _rows([_prompted(texts, group) for texts in texts_of], labels, tokenizer, length)
+
+
+@refuse_long
+def group_rows(
+    examples: Sequence[TaughtRanked], tokenizer: Tokenizer, options: ScoredTexts, length: int, *, group: Ranking
+) -> Iterator[ExampleRow]:
+    """Yield the texts of `ranked_rows`; the labels, float32 [C - 1], are the teacher's scores, or zeros if there are none.
+
+    Raises:
+        BadInput: an example without a positive, with too few negatives, or without scores that the loss needs.
+    """
+    texts_of = [example_texts(example, "ranking", group.negatives) for example in examples]
+    for example in examples:
+        if group.loss != "triplet" and not example.scores:
+            fix = "name their column with --labelled.scores, or choose --ranking.loss triplet"
+            raise BadInput(f"{example.origin}: no teacher's scores, and --ranking.loss is {group.loss}; {fix}")
+    size = 1 + group.negatives
+    labels = [np.array(example.scores[:size] or (0.0,) * size, np.float32) for example in examples]
+    yield from _rows([_prompted(texts, group) for texts in texts_of], labels, tokenizer, length)
 
 
 @refuse_long
@@ -57,6 +75,11 @@ def _rows(
     for number, texts in enumerate(texts_of):
         inputs, sizes = zip(*(fill_template(encoded[text], None, special, length) for text in texts), strict=True)
         yield ExampleRow(inputs, labels[number], np.ones(1, np.float32), number, size=max(sizes))
+
+
+def _prompted(texts: Sequence[str], group: Contrastive | Ranking) -> list[str]:
+    """Return the texts of an example with the prompts before them."""
+    return [group.query_prompt + texts[0], *(group.document_prompt + text for text in texts[1:])]
 
 
 def example_texts(example: Ranked, group: str, negatives: int, *, unsupervised: bool = False) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from train.config.embedding_options import Contrastive, EmbeddingOptions, Similarity
 from train.config.late_interaction_options import LateInteraction, LateInteractionOptions
+from train.config.ranking_options import Ranking
 from train.config.run_config import Run
 from train.run.run_dir import modules_folder, read_config
 from train.weights.resolve_model_name import resolve_model_name
@@ -41,13 +42,14 @@ def modules_of_run(run: Run) -> "EmbeddingModules | None":
         return None if modules is not None and modules.multi_vector and not modules.dense else modules
     group = getattr(options, run.objective)
     is_dot = isinstance(group, Contrastive) and not group.normalize
+    similarity = group.similarity if isinstance(group, Ranking) else "dot" if is_dot else "cosine"
     sides = (QUERY_NAMES[0], DOCUMENT_NAMES[0])
-    texts = (group.query_prompt, group.document_prompt) if isinstance(group, Contrastive) else ("", "")
+    texts = (group.query_prompt, group.document_prompt) if isinstance(group, Contrastive | Ranking) else ("", "")
     return EmbeddingModules(
         pool=group.pool,
-        normalize=not is_dot,
+        normalize=similarity == "cosine",
         prompts={name: text for name, text in zip(sides, texts, strict=True) if text},
-        similarity="dot" if is_dot else "cosine",
+        similarity=similarity,
         longest=run.data.length,
     )
 
@@ -145,6 +147,23 @@ def contrastive_options(init: str) -> Contrastive:
     return Contrastive(
         pool=modules.pool,
         normalize=modules.similarity != "dot",
+        query_prompt=modules.side_prompt(QUERY_NAMES),
+        document_prompt=modules.side_prompt(DOCUMENT_NAMES),
+    )
+
+
+def ranking_options(init: str) -> Ranking:
+    """Return the options of learning the ranking of texts that continue the vectors of a model; the defaults for "".
+
+    Raises:
+        BadInput: see `_read_init_modules`.
+    """
+    if not init:
+        return Ranking()
+    modules = _read_init_modules(init)
+    return Ranking(
+        pool=modules.pool,
+        similarity=modules.similarity,
         query_prompt=modules.side_prompt(QUERY_NAMES),
         document_prompt=modules.side_prompt(DOCUMENT_NAMES),
     )

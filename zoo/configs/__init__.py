@@ -31,6 +31,7 @@ Objective = Literal[
     "choice",
     "contrastive",
     "similarity",
+    "ranking",
     "rerank",
     "late_interaction",
     "denoising",
