@@ -52,6 +52,8 @@ class Mixture:
     """The rows a run trains on, of one component or several, in one numbering: those of the first component come first."""
 
     components: tuple[Component, ...]
+    block: int = 1
+    """Number of consecutive examples of the stream that are of one component."""
 
     def __len__(self) -> int:
         return int(self._first[-1])
@@ -78,22 +80,23 @@ class Mixture:
     def component_of(self, example: int) -> tuple[int, int]:
         """Return (component of an example of the stream, number of earlier examples of that component): a pure function.
 
-        Components alternate such that after any number of examples each has contributed its share, to within a row or two.
+        Components alternate such that after any number of blocks each has contributed its share, to within a block or two.
         (Grain's `mix` rounds weights to hundredths of the smallest, and makes a heavy component wait for all light ones.)
         """
+        block, place = divmod(example, self.block)
         for component, part, tail in self._heaviest_first:
-            remaining = _remaining_after(example, part, tail)
-            if _remaining_after(example + 1, part, tail) == remaining:
-                return component, example - remaining
-            example = remaining
+            remaining = _remaining_after(block, part, tail)
+            if _remaining_after(block + 1, part, tail) == remaining:
+                return component, (block - remaining) * self.block + place
+            block = remaining
         raise AssertionError("the last component takes all remaining examples")
 
     def shares(self, examples: int) -> list[Share]:
         """Return the contribution of each component to a run of `examples` examples (steps times the batch), at least one."""
-        counts, remaining = [0] * len(self.components), examples
+        counts, blocks = [0] * len(self.components), examples // self.block
         for component, part, tail in self._heaviest_first:
-            counts[component] = remaining - _remaining_after(remaining, part, tail)
-            remaining -= counts[component]
+            remaining = _remaining_after(blocks, part, tail)
+            counts[component], blocks = (blocks - remaining) * self.block, remaining
         targets = [item.rows.targets * count / len(item.rows) for count, item in zip(counts, self.components, strict=True)]
         return [
             Share(
@@ -109,11 +112,11 @@ class Mixture:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the rows and weights of all components; with a single component, the fingerprint of its rows."""
+        """SHA-256 of the rows, weights and block of all components; with a single component, the fingerprint of its rows."""
         if len(self.components) == 1:
             return self.components[0].rows.fingerprint
         parts = [f"{part} {component.rows.fingerprint}" for part, component in zip(self._parts, self.components, strict=True)]
-        return digest_of("\n".join(parts), ())
+        return digest_of("\n".join([*parts, *([f"block {self.block}"] if self.block > 1 else [])]), ())
 
     @functools.cached_property
     def _parts(self) -> tuple[int, ...]:
