@@ -39,7 +39,7 @@ def run_index(model: ModelOptions, source: Texts, *, options: Vectors, index: st
     Raises:
         BadInput: see `train.weights.load.load_model`, `eval.tasks.retrieval.read_documents` and `TaskEmbedder`; `index` exists.
     """
-    documents = _read_documents(source)
+    documents = read_corpus(source.files)
     loaded = model.load()
     document_prompt = modules_of(loaded).prompt(options.prompt, loaded.where) if options.prompt else options.prompt_text
     settings = TaskVectors(pool=options.pool, dimensions=options.dimensions, document_prompt=document_prompt)
@@ -53,10 +53,14 @@ def run_index(model: ModelOptions, source: Texts, *, options: Vectors, index: st
     return 0
 
 
-def _read_documents(source: Texts) -> dict[str, Text]:
-    """Return the documents of the files by their ids; a line of a .txt has the name of its place."""
+def read_corpus(files: Sequence[str]) -> dict[str, Text]:
+    """Return the documents of .jsonl and .txt files by their ids; a line of a .txt has the name of its place.
+
+    Raises:
+        BadInput: a file or a line that cannot be read, an id twice, or an empty text.
+    """
     documents: dict[str, Text] = {}
-    for file in task_data_files.find_data_files(source.files, (".jsonl", ".txt")):
+    for file in task_data_files.find_data_files(files, (".jsonl", ".txt")):
         is_text = file.suffix.lower() == ".txt"
         lines = (Text(where, text) for where, text in nonblank_lines(file)) if is_text else ()
         for name, text in ((Path(text.where).name, text) for text in lines) if is_text else read_documents(file).items():

@@ -1,6 +1,7 @@
 """Inputs of encoders on the command line: texts, or examples without labels. Frozen dataclasses, validated, without jax."""
 
 import dataclasses
+import math
 from typing import Literal
 
 import tyro
@@ -79,6 +80,41 @@ class TaskVectors:
     def __post_init__(self) -> None:
         fix = "choose 0 (all), or the number of first dimensions"
         require(self.dimensions >= 0, "vectors.dimensions", self.dimensions, fix)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mining:
+    """Choice of the negatives of a query among the texts that are most similar to it."""
+
+    negatives: int = 1
+    """Number of negatives for each query. Queries with fewer are left out, and counted."""
+    depth: int = 100
+    """Number of most similar texts that are examined for each query, without its positives."""
+    skip: int = 0
+    """Number of most similar texts that are not used, of those that all thresholds admit: they may belong to the query."""
+    margin: float | None = None
+    """Admit texts whose similarity is below that of the positive minus this number. None: no such threshold."""
+    relative_margin: float | None = None
+    """Admit texts whose similarity is below that of the positive by more than this share of its absolute value, such as 0.05
+    (Moreira et al. 2024, "TopK-PercPos"). None: no such threshold."""
+    max_similarity: float | None = None
+    """Admit texts whose similarity is at most this number (Moreira et al. 2024, "TopK-Abs"). None: no such threshold."""
+    sample: bool = False
+    """Sample the negatives uniformly from the texts that are admitted and not skipped; otherwise the most similar are taken."""
+    seed: int = 0
+    """Seed of --sample."""
+
+    def __post_init__(self) -> None:
+        require(self.negatives >= 1, "negatives", self.negatives, "choose 1 or more")
+        require(self.skip >= 0, "skip", self.skip, "choose 0 (none) or more")
+        fewest = self.skip + self.negatives
+        require(self.depth >= fewest, "depth", self.depth, f"choose {fewest} (--skip and --negatives together) or more")
+        for name in ("margin", "relative_margin"):
+            value = getattr(self, name)
+            require(value is None or 0 <= value < math.inf, name, value, "choose 0 or a number above, such as 0.05")
+        valid = self.max_similarity is None or math.isfinite(self.max_similarity)
+        require(valid, "max_similarity", self.max_similarity, "choose a number, such as 0.8")
+        require(0 <= self.seed < 1 << 32, "seed", self.seed, "choose 0 to 4294967295")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

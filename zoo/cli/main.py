@@ -33,6 +33,7 @@ usage: zoo COMMAND ...
   zoo fill-mask RUN|DIR ...   show an encoder's most likely words for masks in texts, or the probabilities of chosen words
   zoo embed RUN|DIR ...       compute an encoder's vectors of texts, or the similarities of the texts
   zoo search INDEX TEXT ...   show the documents of an index (zoo embed --index) that are nearest to a text
+  zoo mine RUN|DIR ...        find hard negatives of queries by a model, for contrastive training
   zoo data inspect [...]      show decoded training rows with loss weights, segments and positions
   zoo data arithmetic [DIR]   write the sums that the recipe arithmetic-nano learns from
   zoo import DIR|HUB_ID       check published weights and store them under models/
@@ -121,6 +122,7 @@ COMMANDS = {
     "fill-mask": "fill_mask:fill_mask",
     "embed": "embed:embed",
     "search": "search:search",
+    "mine": "mine:mine",
     "data": "data:data",
     "import": "import_export:import_weights",
     "export": "import_export:export",

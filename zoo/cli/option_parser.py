@@ -75,6 +75,7 @@ UNNAMED = {
     "predict": ("run model text texts", "zoo predict RUN|DIR TEXT"),
     "fill-mask": ("run model", "zoo fill-mask RUN|DIR --text TEXT"),
     "embed": ("run model", "zoo embed RUN|DIR --text TEXT"),
+    "mine": ("run model", "zoo mine RUN|DIR --queries FILE --out FILE"),
     "search": ("text query index", "zoo search INDEX TEXT --model RUN|DIR"),
     "export": ("run model", "zoo export RUN DIR"),
     "import": ("model", "zoo import DIR|HUB_ID"),

@@ -21,6 +21,7 @@ COMMANDS = (
     "fill-mask",
     "embed",
     "search",
+    "mine",
     "data",
     "import",
     "export",

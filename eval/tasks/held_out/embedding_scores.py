@@ -17,9 +17,11 @@ from jaxtyping import Array, Float, Float32, Float64, Int64
 
 from eval.metrics import metric_functions
 from eval.tasks.held_out.scoring_inputs import Score, ScoringInputs
+from train.engine.embedding_losses import group_similarities
 from train.inputs.labelled_inputs import LabelledRows
 from train.objectives.contrastive import ContrastiveLearning
 from train.objectives.embedding import EmbeddingObjective
+from train.objectives.ranking import GroupRanking
 from train.objectives.similarity import PairSimilarity
 from train.run.item_outcomes import Outcomes
 from zoo.batch import Batch
@@ -34,10 +36,24 @@ def score_contrastive(inputs: ScoringInputs) -> Callable[[Any], Score]:
     options = inputs.run.options.contrastive
 
     def metrics(vectors: Float32[np.ndarray, "N C D"], texts: np.ndarray) -> tuple[dict[str, float], np.ndarray]:
-        ranks = positive_ranks(vectors, texts, normalize=options.normalize)
-        return {"accuracy": float((ranks == 1).mean()), "mrr": float((1 / ranks).mean())}, ranks == 1
+        return _rank_metrics(positive_ranks(vectors, texts, normalize=options.normalize))
 
     return _scorer(inputs, ContrastiveLearning(options), metrics)
+
+
+def score_ranking(inputs: ScoringInputs) -> Callable[[Any], Score]:
+    """Return a function of parameters that scores the queries of the rows, each among its own positive and negatives.
+
+    A negative that is as similar as the positive ranks before it.
+    """
+    options = inputs.run.options.ranking
+
+    def metrics(vectors: Float32[np.ndarray, "N C D"], labels: np.ndarray) -> tuple[dict[str, float], np.ndarray]:
+        compared = _unit(vectors) if options.similarity == "cosine" else vectors.astype(np.float64)
+        similarities = np.asarray(group_similarities(compared, options.similarity))
+        return _rank_metrics((similarities >= similarities[:, :1]).sum(1))
+
+    return _scorer(inputs, GroupRanking(options), metrics)
 
 
 def score_similarity(inputs: ScoringInputs) -> Callable[[Any], Score]:
@@ -69,6 +85,11 @@ def positive_ranks(vectors: Float32[np.ndarray, "N C D"], texts: np.ndarray, *, 
         # The positive itself is among them.
         ranks.append((products >= own).sum(1))
     return np.concatenate(ranks)
+
+
+def _rank_metrics(ranks: Int64[np.ndarray, " N"]) -> tuple[dict[str, float], np.ndarray]:
+    """Return the metrics of the ranks of positives, and whether each is the first."""
+    return {"accuracy": float((ranks == 1).mean()), "mrr": float((1 / ranks).mean())}, ranks == 1
 
 
 def _scorer(

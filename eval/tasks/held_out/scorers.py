@@ -3,9 +3,10 @@
 Objectives name their scorers (`train.config.objectives`): causal `language_model_scores.score_text` (bits per byte, perplexity,
 loss); masked, left-to-right, distilled and permutation `masked_lm_scores` (perplexity and accuracy of predictions); denoising,
 text to text and instruction `language_model_scores.score_targets` (perplexity); fine-tuning `labelled_scores`; reward models, dpo
-and kto `preference_scores` (accuracy and margin); contrastive and similarity `embedding_scores` (accuracy and mean reciprocal
-rank of retrieval, correlations of similarities); rerank `rerank_scores` (the same of a query's candidates); late interaction
-`late_interaction_scores` (the same of MaxSim); policy_gradient and ppo `policy_scores` (mean reward of greedy responses).
+and kto `preference_scores` (accuracy and margin); contrastive, ranking and similarity `embedding_scores` (accuracy and mean
+reciprocal rank of retrieval, correlations of similarities); rerank `rerank_scores` (the same of a query's candidates); late
+interaction `late_interaction_scores` (the same of MaxSim); policy_gradient and ppo `policy_scores` (mean reward of greedy
+responses).
 """
 
 import functools
@@ -34,6 +35,7 @@ SCORERS: dict[str, Callable[[ScoringInputs], Callable[[Any], Any]]] = {
     "dpo": preference_scores.score_dpo,
     "kto": preference_scores.score_kto,
     "contrastive": embedding_scores.score_contrastive,
+    "ranking": embedding_scores.score_ranking,
     "similarity": embedding_scores.score_similarity,
     "rerank": rerank_scores.score_rerank,
     "late_interaction": late_interaction_scores.score_late_interaction,
