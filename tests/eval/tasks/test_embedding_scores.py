@@ -21,6 +21,7 @@ from tests.support.small import random_params, small
 from train.config import run_config
 from train.config.data_options import LabelledData
 from train.config.embedding_options import Contrastive, Similarity
+from train.config.ranking_options import Ranking
 from train.config.run_config import Run
 from train.data.example_types import Ranked, ScoredPair
 from train.engine import device_mesh
@@ -132,6 +133,36 @@ def test_equal_vectors_find_nothing() -> None:
     """A model whose vectors are all the same has the worst rank, not the best."""
     ranks = ranks_of(np.ones((3, 2, 4), np.float32), np.arange(6).reshape(3, 2), normalize=True)
     assert ranks.tolist() == [3, 3, 3]
+
+
+@pytest.mark.parametrize("kind", ["cosine", "euclidean"])
+def test_queries_are_ranked_among_their_own_texts(kind: Any) -> None:
+    options = Ranking(similarity=kind, margin=0.1, document_prompt="the ship: ")
+    run = run_of("ranking", ranking=options)
+    measured = score(run, rows_of_labels(ranked_examples(), run, WORDPIECE))
+    ranks, losses = [], []
+    for each in ranked_examples():
+        query, *texts = (vector_of(text) for text in (each.query, *("the ship: " + t for t in (each.positive, *each.negatives))))
+        if kind == "cosine":
+            own, other = (float(query @ text) for text in texts)
+        else:
+            lengths = [length_of(text) for text in (each.query, *("the ship: " + t for t in (each.positive, *each.negatives)))]
+            vectors = [length * vector for length, vector in zip(lengths, (query, *texts), strict=True)]
+            own, other = (-math.dist(vectors[0], vector) for vector in vectors[1:])
+        ranks.append(1 + (other >= own))
+        losses.append(max(0.0, 0.1 - own + other))
+    expected = {"loss": np.mean(losses), "accuracy": np.mean(np.array(ranks) == 1), "mrr": np.mean(1 / np.array(ranks))}
+    assert measured.record() == pytest.approx({**expected, "examples": 11}, rel=1e-4, abs=1e-5)
+    assert measured.outcomes.right.tolist() == [rank == 1 for rank in ranks] and 0 < expected["accuracy"] < 1
+    assert {name for name in measured.record() if name in METRICS and METRICS[name].better} == set(validation_metrics(run))
+
+
+def length_of(text: str) -> float:
+    """Return the length of the vector of a text before it is normalized."""
+    ids, _ = WORDPIECE.special_tokens.single(WORDPIECE.encode(text))  # pyright: ignore[reportOptionalMemberAccess]
+    pad = (0, 24 - len(ids))
+    hidden = hidden_of(random_params(NET), np.pad(ids, pad)[None], np.pad(np.ones_like(ids), pad)[None])
+    return float(np.linalg.norm(np.asarray(hidden, np.float64)[0, : len(ids)].mean(0)))
 
 
 @pytest.mark.parametrize("loss", ["cosine", "cosent"])

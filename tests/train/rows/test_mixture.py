@@ -53,6 +53,16 @@ def test_a_late_example_is_as_exact_as_an_early_one(weights, example):
     assert drawn[component] == before and sum(drawn) == example
 
 
+def test_blocks_are_of_one_component_and_continue_it():
+    single = mixture([0.7, 0.3])
+    blocks = Mixture(single.components, block=4)
+    for number in range(400):
+        component, before = single.component_of(number // 4)
+        assert blocks.component_of(number) == (component, 4 * before + number % 4)
+    assert [share.drawn for share in blocks.shares(400)] == [280, 120]
+    assert blocks.fingerprint != single.fingerprint
+
+
 def test_weights_are_the_decimals_that_were_written():
     """Any ten examples in a row: 7 of the one and 3 of the other."""
     mixed = mixture([0.7, 0.3])
