@@ -23,7 +23,7 @@ from train.config.data_options import LabelledData
 from train.config.embedding_options import Contrastive, Similarity
 from train.config.ranking_options import Ranking
 from train.config.run_config import Run
-from train.data.example_types import Ranked, ScoredPair
+from train.data.example_types import Ranked, ScoredPair, TaughtRanked
 from train.engine import device_mesh
 from train.inputs.labelled_inputs import LabelledRows, rows_of_labels
 from train.objectives import objective
@@ -139,7 +139,7 @@ def test_equal_vectors_find_nothing() -> None:
 def test_queries_are_ranked_among_their_own_texts(kind: Any) -> None:
     options = Ranking(similarity=kind, margin=0.1, document_prompt="the ship: ")
     run = run_of("ranking", ranking=options)
-    measured = score(run, rows_of_labels(ranked_examples(), run, WORDPIECE))
+    measured = score(run, rows_of_labels([TaughtRanked(**vars(each)) for each in ranked_examples()], run, WORDPIECE))
     ranks, losses = [], []
     for each in ranked_examples():
         query, *texts = (vector_of(text) for text in (each.query, *("the ship: " + t for t in (each.positive, *each.negatives))))
