@@ -216,14 +216,14 @@ class Encoder:
         if (is_mask := tokens == special_tokens.mask).any() and "permutation" in self.loaded.model.definition.objectives:
             # A query stream predicts a token that nothing sees: neither itself nor another mask of the text.
             batch = dataclasses.replace(batch, order=np.where(is_mask, 0, -1).astype(np.int32), query_at=at, predict_at=None)
-        is_pair = rows[0].types is not None
-        if not (special_tokens.cls_last or is_pair):
+        if rows[0].types is None and not special_tokens.cls_last:
             return batch
         if is_typed(self.loaded.model.config.types, special_tokens):
             # In a single text, only this special token has a type of its own.
             np.put_along_axis(types, summary_at, special_tokens.types - 1, 1)
-            for i, row in enumerate(rows) if is_pair else ():
-                types[i, : len(row.tokens)] = row.types
+            for i, row in enumerate(rows):
+                if row.types is not None:
+                    types[i, : len(row.tokens)] = row.types
         return dataclasses.replace(batch, types=types, summary_at=summary_at)
 
 

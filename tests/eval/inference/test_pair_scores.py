@@ -13,6 +13,7 @@ import pytest
 
 import zoo
 from eval.inference import pair_scores
+from eval.inference.encoder_inputs import TaskVectors
 from eval.inference.encoder_runner import Text
 from eval.inference.pair_scores import CrossEncoder
 from eval.tasks import task_table
@@ -268,7 +269,7 @@ def test_search_orders_the_nearest_documents_by_their_scores(
     assert call(capsys, "search", index, long, "--model", "bi", "--rerank", str(folder), "--truncate").code == 0
 
 
-@pytest.mark.planted(6)
+@pytest.mark.planted(7)
 def test_models_and_pairs_that_do_not_fit_are_refused(folder: Path, search: Path, tmp_path: Path) -> None:
     loaded, model = load_model(folder), zoo.load(folder)
     classifier = encoders.loaded("bert", "sequence")
@@ -281,6 +282,10 @@ def test_models_and_pairs_that_do_not_fit_are_refused(folder: Path, search: Path
     cases = [
         (lambda: run_task("retrieval", str(beir), loaded), "--task retrieval: .* is a cross-encoder, .*choose --task rerank"),
         (lambda: run_task("rerank", candidates, classifier), "it has a head of 3 labels, and a cross-encoder gives a pair one"),
+        (
+            lambda: run_task("rerank", candidates, loaded, vectors=TaskVectors(pool="cls")),
+            "--vectors.pool cls: .* is a cross-encoder, which has no vectors; remove it",
+        ),
         (lambda: model.score_pairs([("whale", " ")]), r"pairs\[0\]\[1\] ' ': write some text"),
         (lambda: model.score_pairs([("whale", "ship", "men")]), "pairs .*: pass two texts in each pair"),
         (lambda: model.score_pairs([]), r"pairs \[\]: pass a list of pairs"),
