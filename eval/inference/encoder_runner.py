@@ -22,9 +22,16 @@ from train.weights.load import Loaded
 from zoo.batch import Batch
 from zoo.errors import BadInput, require
 from zoo.models import Model
+from zoo.sharding import target_platform
 
 UNLIMITED = 512
 """Most tokens in a row for a model without learned positions: the length that published ones are pretrained with."""
+
+CPU_TOKENS = 1024
+"""Most tokens of a batch for each CPU device, where no logits are made: the layers' activations then stay in the cache.
+
+On one Xeon core a token of MiniLM takes 1.3 times as long in batches of 64 rows of 128 tokens as in those of 4, and 1.1 times in
+those of 16."""
 
 Compute = Callable[[Model, Any, Batch], tuple[jax.Array, ...]]
 """(model, parameters, batch with one position to predict per row) -> arrays whose first axis is the batch's rows.
@@ -141,11 +148,17 @@ class Encoder:
             )
         return self.special_tokens.single(ids[: self.room - (len(tokens) - len(ids))])[0]
 
-    def run(self, rows: Iterable[EncoderRow], compute: Compute) -> Iterator[tuple[EncoderRow, tuple[np.ndarray, ...]]]:
+    def run(
+        self, rows: Iterable[EncoderRow], compute: Compute, *, by_length: bool = False
+    ) -> Iterator[tuple[EncoderRow, tuple[np.ndarray, ...]]]:
         """Yield each row with its part of the results of `compute`, in any order; rows are read as they are needed.
 
         Rows are grouped by length into a few shapes, so that few programs are compiled. Padding is on the right and of segment 0,
         so that no token sees it: the other rows, and `batch`, affect a row's result only through rounding.
+
+        Args:
+            by_length: read all rows first, and batch them in the order of their lengths, which needs less padding; for a
+                `compute` that makes no logits.
 
         Raises:
             BadInput: a result that is not finite.
@@ -155,7 +168,7 @@ class Encoder:
         with jax.set_mesh(loaded.mesh):
             params = cast_to(np.dtype(self.dtype))(loaded.params)
         previous: tuple[list[EncoderRow], Any] | None = None
-        for length, group, size in self._groups(rows):
+        for length, group, size in self._sorted_groups([*rows]) if by_length else self._groups(rows):
             arrays = self._arrays([*group, *group[:1] * (size - len(group))], length)
             local = device_mesh.local_rows(loaded.mesh, size)
             local_batch = jax.tree.map(lambda array, local=local: array[local], arrays)
@@ -184,6 +197,21 @@ class Encoder:
             rounded = device_mesh.round_up_rows(self.loaded.mesh, 1 << (len(group) - 1).bit_length())
             batch_size = self._batch_size(length)
             yield length, group, batch_size if length in frequent else min(batch_size, rounded)
+
+    def _sorted_groups(self, rows: list[EncoderRow]) -> Iterator[tuple[int, list[EncoderRow], int]]:
+        """Yield (length, rows that fit into it, rows of the batch), the longest first; the length is a multiple of 8."""
+        mesh, budget = self.loaded.mesh, self.batch * self.room
+        if target_platform() == "cpu":
+            budget = min(budget, CPU_TOKENS * mesh.size)
+        rows = sorted(rows, key=lambda row: -len(row.tokens))
+        start = 0
+        while start < len(rows):
+            length = min(-(-len(rows[start].tokens) // 8) * 8, self.room)
+            size = device_mesh.round_up_rows(mesh, max(1, budget // length))
+            group = rows[start : start + size]
+            start += size
+            rounded = device_mesh.round_up_rows(mesh, 1 << (len(group) - 1).bit_length())
+            yield length, group, min(size, rounded)
 
     def _batch_size(self, length: int) -> int:
         """Return the number of rows in a batch of rows of this length.

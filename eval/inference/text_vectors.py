@@ -89,7 +89,7 @@ def embed_texts(
     if prompt and not modules.include_prompt and modules.pool != "last":
         # The special token at the end is not one of the prompt's.
         skip = len(encoder.special_tokens.single(tokenizer.encode(prompt.lower() if modules.lowercase else prompt))[0]) - 1
-    for done, (row, (vector,)) in enumerate(encoder.run(rows, _Pooled(modules.pool, skip)), 1):
+    for done, (row, (vector,)) in enumerate(encoder.run(rows, _Pooled(modules.pool, skip), by_length=True), 1):
         pooled[row.number] = vector
         progress(done, len(rows))
     vectors = dense_output(modules.dense, pooled)[:, : dimensions or width]
@@ -144,12 +144,16 @@ class TaskEmbedder:
         own = {"query": self.options.query_prompt, "document": self.options.document_prompt}.get(side)
         return self.modules.side_prompt(SIDES[side]) if own is None else own
 
+    @property
+    def longest(self) -> int:
+        """Most tokens of a text, special tokens included."""
+        return min(self.encoder.room, self.modules.longest or self.encoder.room)
+
     def details(self) -> dict[str, Any]:
         """Return what a result says about the texts that were cut; nothing if there are none."""
         if not self.cut:
             return {}
-        longest = min(self.encoder.room, self.modules.longest or self.encoder.room)
-        return {"too long": f"{len(self.cut):,} texts were cut to {longest:,} tokens, the first at {self.cut[0]}"}
+        return {"too long": f"{len(self.cut):,} texts were cut to {self.longest:,} tokens, the first at {self.cut[0]}"}
 
 
 def check_similarity(loaded: Loaded, modules: EmbeddingModules) -> Literal["cosine", "dot"]:

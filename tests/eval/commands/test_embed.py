@@ -142,3 +142,22 @@ def test_a_tokenizer_without_special_tokens_is_refused() -> None:
 def test_vector_that_is_not_finite_is_refused_with_its_text() -> None:
     with pytest.raises(BadInput, match="text 2: the hidden states are not finite; the weights are damaged"):
         embed_texts(encoders.broken("bert", "Paris"), encoders.texts(*TEXTS[:2], TEXTS[0], TEXTS[0]), EmbeddingModules())
+
+
+@pytest.mark.planted
+def test_texts_are_batched_by_length_with_little_padding_and_come_back_in_order() -> None:
+    rng = np.random.default_rng(0)
+    texts = [" ".join(["whale"] * n) for n in rng.integers(1, 30, 40)]
+    runner = encoders.encoder("bert", 2)
+    lengths = [len(runner.with_special_tokens(runner.loaded.tokenizer.encode(text), "a")) for text in texts]
+    rows = [encoder_runner.EncoderRow(number, "a", np.zeros(length, np.int32)) for number, length in enumerate(lengths)]
+    groups = list(runner._sorted_groups(rows))
+    assert sorted(row.number for _, group, _ in groups for row in group) == list(range(40))
+    assert all(length * size <= 2 * encoders.POSITIONS for length, _, size in groups)
+    padded = sum(length * size for length, _, size in groups)
+    assert sum(lengths) < padded < 1.3 * sum(lengths) and padded < sum(length * size for length, _, size in runner._groups(rows))
+    together = embed_texts(runner, encoders.texts(*texts), EmbeddingModules())
+    alone = np.concatenate([embed_texts(runner, encoders.texts(text), EmbeddingModules()) for text in texts[:6]])
+    np.testing.assert_allclose(together[:6], alone, **bound(alone))
+    assert np.abs(together[:6] - alone[::-1]).max() > 0.01
+    np.testing.assert_array_equal(together, embed_texts(runner, encoders.texts(*texts), EmbeddingModules()))
