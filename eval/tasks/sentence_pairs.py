@@ -28,6 +28,7 @@ from eval.metrics.metric_functions import pearson, spearman
 from eval.metrics.ranking import binary_average_precision
 from eval.tasks.task import Result, Settings, Task, first
 from train.data.text_files import check_string, list_names, parse_object
+from train.run.item_outcomes import Outcomes
 from train.weights.load import Loaded
 from zoo.errors import BadInput, require
 
@@ -49,11 +50,9 @@ def read_sentence_pairs(field: str, names: Sequence[str], settings: Settings) ->
         BadInput: a file or a line that cannot be read, an empty sentence, a score that is not finite, or a label that is not 0
             or 1; or a prompt of queries or documents, of which there are none here.
     """
-    for name in ("query_prompt", "document_prompt"):
-        value = getattr(settings.vectors, name)
-        require(value is None, f"vectors.{name}", value, "has no effect on pairs of sentences; remove it")
+    refuse_side_prompts(settings)
     pairs = []
-    for where, values in _read_fields(names, ("sentence1", "sentence2", field)):
+    for where, values in read_fields(names, ("sentence1", "sentence2", field)):
         for name in ("sentence1", "sentence2"):
             if not check_string(values[name], f"{where}: field {name}").strip():
                 raise BadInput(f"{where}: field {name} has no text; write a sentence, or remove the line")
@@ -61,6 +60,17 @@ def read_sentence_pairs(field: str, names: Sequence[str], settings: Settings) ->
     if not pairs:
         raise BadInput(f"{names[0]}: no pairs, only a header; add lines")
     return first(pairs, settings.limit)
+
+
+def refuse_side_prompts(settings: Settings) -> None:
+    """Refuse a prompt of queries or documents in a task that has neither.
+
+    Raises:
+        BadInput: there is one.
+    """
+    for name in ("query_prompt", "document_prompt"):
+        value = getattr(settings.vectors, name)
+        require(value is None, f"vectors.{name}", value, "has no effect in this task, which has no queries; remove it")
 
 
 def score_sts(subject: Loaded, pairs: Sequence[SentencePair], settings: Settings, progress: Progress) -> Result:
@@ -74,7 +84,19 @@ def score_sts(subject: Loaded, pairs: Sequence[SentencePair], settings: Settings
     metrics = {"spearman": rank}
     if len(pairs) > SMALLEST_SAMPLE:
         metrics["spearman_stderr"] = (1 - rank**2) * math.sqrt((1 + rank**2 / 2) / (len(pairs) - SMALLEST_SAMPLE))
-    return Result({**metrics, "pearson": pearson(truth, cosines)}, len(pairs), details)
+    # The mean of these is 1 - spearman (of constant cosines 1/2), so that two models are compared pair by pair.
+    nats = (_standard_ranks(truth) - _standard_ranks(cosines)) ** 2 / 2
+    outcomes = Outcomes.of([pair.where for pair in pairs], np.full(len(pairs), np.nan), nats)
+    return Result({**metrics, "pearson": pearson(truth, cosines)}, len(pairs), details, outcomes=outcomes)
+
+
+def _standard_ranks(values: np.ndarray) -> np.ndarray:
+    """Return ranks, the mean one of equal values, with mean 0 and variance 1."""
+    # Imported here, because the import takes a second.
+    from scipy.stats import rankdata
+
+    ranks = rankdata(values)
+    return (ranks - ranks.mean()) / (ranks.std() or 1.0)
 
 
 SMALLEST_SAMPLE = 3
@@ -91,7 +113,13 @@ def score_pair_classification(subject: Loaded, pairs: Sequence[SentencePair], se
         raise BadInput(f"{pairs[0].where}: no label from here on is 1; add pairs that belong together")
     truth, cosines, details = _cosines(subject, pairs, settings, progress)
     precision = binary_average_precision(truth.astype(np.int64), cosines)
-    return Result({"average_precision": precision, "positives": float(truth.mean())}, len(pairs), details)
+    # The precision of all pairs that are as similar as each positive one: its mean is the average precision.
+    positives = np.flatnonzero(truth)
+    order = np.sort(cosines), np.sort(cosines[positives])
+    similar, right = (len(values) - np.searchsorted(values, cosines[positives]) for values in order)
+    outcomes = Outcomes.of([pairs[i].where for i in positives.tolist()], right / similar, np.full(len(positives), np.nan))
+    metrics = {"average_precision": precision, "positives": float(truth.mean())}
+    return Result(metrics, len(pairs), details, outcomes=outcomes)
 
 
 def _cosines(
@@ -119,7 +147,7 @@ def _number(value: Any, field: str, where: str) -> float:
     return number
 
 
-def _read_fields(names: Sequence[str], fields: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_fields(names: Sequence[str], fields: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (file:line, the fields) of each line of .jsonl and .tsv files; the first line of a .tsv names its columns."""
     columns: dict[Any, list[str]] = {}
     for file, where, line in task_data_files.lines(names, (".jsonl", ".tsv")):

@@ -23,6 +23,8 @@ class TaskPlace(NamedTuple):
 TASKS = {
     "blimp": TaskPlace("blimp"),
     "choices": TaskPlace("choices"),
+    "classification_probe": TaskPlace("labelled_vectors", "CLASSIFICATION_PROBE", models="encoder"),
+    "clustering": TaskPlace("labelled_vectors", "CLUSTERING", models="encoder"),
     "harness": TaskPlace("harness.harness_task"),
     "labelled": TaskPlace("labelled", models="labelled"),
     "lambada": TaskPlace("lambada"),

@@ -40,7 +40,8 @@ def evaluate(args: list[str]) -> int:
         Language models: blimp, choices, word_ratios, reading, lambada, perplexity, or harness:NAME (a YAML task of
         lm-evaluation-harness).
         Encoders: masked, pseudo_perplexity, blimp. XLNet: permutation_likelihood. Both, on the same tokens: masked:all.
-        Encoders as embedding models: sts, pair_classification, retrieval, rerank.
+        Encoders as embedding models: sts, pair_classification, retrieval, rerank, clustering,
+        classification_probe.
         Fine-tuned encoders: labelled, or labelled:NAME for the metrics of a GLUE task.
         Encoder-decoders: text_to_text, or text_to_text:bleu.
         Reward models: preferences (also language models and encoder-decoders), rewards, or rewards:normalize.
@@ -95,7 +96,8 @@ def evaluate(args: list[str]) -> int:
         rollout: JudgedResponses = JudgedResponses()
         """Responses that are sampled from the model and judged (responses)."""
         vectors: TaskVectors = TaskVectors()
-        """Vectors of texts that are compared (sts, pair_classification, retrieval, rerank)."""
+        """Vectors of texts that are compared (sts, pair_classification, retrieval, rerank, clustering,
+        classification_probe)."""
         mesh: Mesh = dataclasses.field(default_factory=Mesh)
         machine: Annotated[Machine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(default_factory=Machine)
 
