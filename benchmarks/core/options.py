@@ -172,6 +172,29 @@ class FeedbackOptions(Measurement):
     """Measure a nano model, in about a minute."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmbedOptions(Measurement):
+    """Measure vectors of texts of mixed lengths, from text to numpy, on all processors that the process may use.
+
+    The vectors of the peer must equal ours to 1e-5 before it is timed. The exit code is 1 if they differ or a program fails.
+    """
+
+    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")] = ""
+    """Folder of published weights of an encoder, with its tokenizer, also of sentence-transformers."""
+    files: tuple[str, ...] = ()
+    """Files with a text in each line; none = random texts."""
+    texts: int | None = None
+    """Number of random texts. None = 512, with --quick 64."""
+    words: int = 180
+    """Words of the longest random text; the shortest has 3, and the logarithms of lengths are uniform."""
+    batch: int = 16
+    """Rows of the model's full length that are computed at a time; on a CPU a batch has at most 1,024 tokens."""
+    peers: bool = False
+    """Also time sentence-transformers on torch, if it is installed."""
+    quick: bool = False
+    """Measure fewer texts."""
+
+
 UNRECORDED = ("output", "quick", "devices", "seconds", "tune")
 """Options that do not change any cell, or only through other options; a larger `seconds` completes rows that were left out."""
 

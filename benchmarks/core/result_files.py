@@ -39,7 +39,7 @@ from zoo.file_access import open_to_append, read_regular
 SCHEMA = 2
 SCHEMAS = (1, 2)
 """Schemas that are read. The first had no attempts: an older version reads only that one and refuses the second by its header."""
-KINDS = ("attention", "step", "growth", "feedback")
+KINDS = ("attention", "step", "growth", "feedback", "embed")
 STATES = ("timed", "skipped", "failed", "wrong")
 """States of a cell: measured; not tried, with the reason; tried without success; wrong results, and therefore not timed."""
 DEATHS = 2

@@ -42,6 +42,7 @@ usage: zoo COMMAND ...
   zoo bench step MODEL...     time training, inference and decoding steps, also of transformers and KerasHub
   zoo bench growth [MODEL]    measure how the cost of a small model grows with length, layers, width and devices
   zoo bench feedback [MODEL]  time an iteration of learning by sampling (GRPO) and its parts, also those of TRL
+  zoo bench embed DIR         time the vectors of texts of mixed lengths, also of sentence-transformers
   zoo bench compare A B       compare two results of a benchmark: slower, faster, wrong or missing cells
   zoo plan MODEL|RECIPE ...   compile a job for devices that this machine lacks: memory, FLOPs, communication, a bound on MFU
   zoo doctor                  show versions, devices and attention implementations, and check that this machine computes correctly

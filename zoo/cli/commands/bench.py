@@ -14,12 +14,13 @@ BENCHMARKS = {
     "step": ("StepOptions", "benchmarks.step.bench_step"),
     "growth": ("GrowthOptions", "benchmarks.growth.bench_growth"),
     "feedback": ("FeedbackOptions", "benchmarks.feedback.bench_feedback"),
+    "embed": ("EmbedOptions", "benchmarks.embed.bench_embed"),
 }
 """Benchmark -> the class of its options in `benchmarks.core.options`, and the module of its `main`."""
 
 
 def bench(args: list[str]) -> int:
-    """Run `zoo bench attention|step|growth|feedback [options]` or `zoo bench compare A B [options]`."""
+    """Run `zoo bench attention|step|growth|feedback|embed [options]` or `zoo bench compare A B [options]`."""
     from benchmarks.core import options
 
     names = [*BENCHMARKS, "compare"]
