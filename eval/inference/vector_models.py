@@ -5,22 +5,25 @@ from jaxtyping import Float64, Int64, Integer, Real
 
 STEPS = 300
 """Most steps of k-means, as in scikit-learn's `KMeans`."""
+ROUNDING = 1e-12
+"""Squared distance of two vectors, relative to the largest square of a length, up to which they are equal but for rounding."""
 
 
 def k_means(vectors: Real[np.ndarray, "N D"], clusters: int, seed: int) -> Int64[np.ndarray, " N"]:
     """Return the cluster of each vector: Lloyd's algorithm from the centres of k-means++ (Arthur and Vassilvitskii 2007).
 
-    A cluster that becomes empty gets the vector that is farthest from its centre.
+    A cluster that becomes empty gets the vector that is farthest from its centre. Fewer different vectors than `clusters` make
+    one cluster each.
     """
     rng, points = np.random.default_rng(seed), vectors.astype(np.float64)
     centres = points[[rng.integers(len(points))]]
     nearest = np.full(len(points), np.inf)
     while len(centres) < clusters:
         nearest = np.minimum(nearest, _squared_distances(points, centres[-1:])[:, 0])
-        total = nearest.sum()
-        # Without distances all points equal a centre, and any of them is as good.
-        chosen = rng.choice(len(points), p=nearest / total if total > 0 else None)
-        centres = np.vstack([centres, points[chosen]])
+        if nearest.max() <= ROUNDING * (points**2).sum(1).max():
+            break
+        centres = np.vstack([centres, points[rng.choice(len(points), p=nearest / nearest.sum())]])
+    clusters = len(centres)
     assigned = np.full(len(points), -1)
     for _ in range(STEPS):
         distances = _squared_distances(points, centres)
