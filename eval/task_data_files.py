@@ -12,7 +12,7 @@ from zoo.file_access import real_path
 from zoo.sha256_and_fsync import sha256
 
 
-def find_data_files(names: Sequence[str], suffixes: Sequence[str]) -> list[Path]:
+def find_data_files(names: Sequence[str], suffixes: Sequence[str], option: str = "--files") -> list[Path]:
     """Return the named files, and the files with one of the suffixes in named folders, sorted by name, without hidden ones.
 
     Raises:
@@ -25,19 +25,19 @@ def find_data_files(names: Sequence[str], suffixes: Sequence[str]) -> list[Path]
         if path.is_dir():
             inside = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes and not file.name.startswith("."))
             for file in inside:
-                check_link(file, path, "--files")
+                check_link(file, path, option)
             if not inside:
-                raise BadInput(f"--files {name}: the folder has no {kinds} file; name another folder")
+                raise BadInput(f"{option} {name}: the folder has no {kinds} file; name another folder")
             paths += inside
         elif not path.exists():
-            raise no_such_file(name, "--files ")
+            raise no_such_file(name, f"{option} ")
         elif path.suffix.lower() not in suffixes:
-            raise BadInput(f"--files {name}: only {kinds} files are read here")
+            raise BadInput(f"{option} {name}: only {kinds} files are read here")
         else:
             paths.append(path)
     resolved = [real_path(path) for path in paths]
     if twice := [path for i, path in enumerate(paths) if resolved[i] in resolved[:i]]:
-        raise BadInput(f"--files {twice[0]}: named twice, so it would count twice; name it once")
+        raise BadInput(f"{option} {twice[0]}: named twice, so it would count twice; name it once")
     return paths
 
 

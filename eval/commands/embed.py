@@ -53,14 +53,14 @@ def run_index(model: ModelOptions, source: Texts, *, options: Vectors, index: st
     return 0
 
 
-def read_corpus(files: Sequence[str]) -> dict[str, Text]:
+def read_corpus(files: Sequence[str], option: str = "--files") -> dict[str, Text]:
     """Return the documents of .jsonl and .txt files by their ids; a line of a .txt has the name of its place.
 
     Raises:
         BadInput: a file or a line that cannot be read, an id twice, or an empty text.
     """
     documents: dict[str, Text] = {}
-    for file in task_data_files.find_data_files(files, (".jsonl", ".txt")):
+    for file in task_data_files.find_data_files(files, (".jsonl", ".txt"), option):
         is_text = file.suffix.lower() == ".txt"
         lines = (Text(where, text) for where, text in nonblank_lines(file)) if is_text else ()
         for name, text in ((Path(text.where).name, text) for text in lines) if is_text else read_documents(file).items():

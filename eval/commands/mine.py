@@ -43,7 +43,7 @@ def run_mine(
     """
     left_out: list[str] = []
     examples: Any = read_labelled_examples("contrastive", tuple(queries), LabelledData(), labelled, left_out)[0]
-    texts = query_texts(examples, list(read_corpus(corpus).values()) if corpus else [])
+    texts = query_texts(examples, list(read_corpus(corpus, "--corpus").values()) if corpus else [])
     embedder = TaskEmbedder.of(model.load(), vectors, batch=model.batch, dtype=model.dtype())
     with ProgressBar("mining", "texts", before="compiling") as progress:
         query_vectors = embedder.vectors([*texts.queries.values()], "query", progress)

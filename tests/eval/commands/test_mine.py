@@ -99,7 +99,7 @@ def test_a_run_learns_from_the_mined_scores(
     assert refused.code == 2 and "pairs.jsonl:1: 0 negatives, and --ranking.negatives is 1; write more" in refused.stderr
 
 
-@pytest.mark.planted(8)
+@pytest.mark.planted(11)
 def test_what_cannot_be_mined_is_refused(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,6 +107,8 @@ def test_what_cannot_be_mined_is_refused(
     model, pairs = str(folder / "model"), str(folder / "pairs.jsonl")
     put(tmp_path / "alone.jsonl", [{"query": "whale"}])
     put(tmp_path / "empty.jsonl", [{"query": "whale", "positive": " "}])
+    (tmp_path / "a.csv").write_text("a,b\n")
+    (tmp_path / "a.txt").write_text("a\n")
     out = ("--out", "out.jsonl")
     assert_refused(
         capsys,
@@ -117,6 +119,15 @@ def test_what_cannot_be_mined_is_refused(
             "depth": (("mine", model, "--queries", pairs, *out, "--skip", "100"), "--depth 100: choose 101"),
             "positive": (("mine", model, "--queries", "alone.jsonl", *out), "alone.jsonl:1: the query has no positive; name its"),
             "empty": (("mine", model, "--queries", "empty.jsonl", *out), "empty.jsonl:1: the positive is empty; write some text"),
+            "input": (
+                ("mine", model, "--queries", pairs, "--corpus", "alone.jsonl", "--out", "./alone.jsonl"),
+                "--out ./alone.jsonl: it is one of the files that are read, and would be replaced; name another",
+            ),
+            "corpus": (
+                ("mine", model, "--queries", pairs, *out, "--corpus", "a.csv"),
+                "--corpus a.csv: only .jsonl or .txt files are read here",
+            ),
+            "twice": (("mine", model, "--queries", pairs, *out, "--corpus", "a.txt", "a.txt"), "--corpus a.txt: named twice"),
             "missing": (("mine", model, "--queries", "gone.jsonl", *out), "--queries gone.jsonl: no such file"),
             "too many": (
                 ("mine", model, "--queries", pairs, *out, "--negatives", "9"),

@@ -8,7 +8,7 @@ from zoo.cli import early_checks
 from zoo.cli.command_setup import prepare_model_command, require_one_process
 from zoo.cli.option_parser import parse
 from zoo.errors import BadInput, require
-from zoo.file_access import check_output_file
+from zoo.file_access import check_output_file, real_path
 
 
 def mine(args: list[str]) -> int:
@@ -41,6 +41,9 @@ def mine(args: list[str]) -> int:
         raise BadInput("--queries: is not given; name files of queries with their positives")
     require(options.out.endswith(".jsonl"), "out", options.out, "name a file that ends in .jsonl")
     check_output_file(Path(options.out), "out")
+    inputs = {real_path(Path(name)) for name in (*options.queries, *options.corpus)}
+    fix = "it is one of the files that are read, and would be replaced; name another"
+    require(real_path(Path(options.out)) not in inputs, "out", options.out, fix)
     require_one_process(options.model.machine)
     files = {"--queries": options.queries, "--corpus": options.corpus}
     if (code := prepare_model_command(options.model, ["mine", *args], files, early_checks.check_encoder)) is not None:
