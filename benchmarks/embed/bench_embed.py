@@ -25,7 +25,8 @@ def resolve_embed_options(options: EmbedOptions, backend: str) -> EmbedOptions:
     """
     if not options.folder:
         raise BadInput("bench embed: name the folder of an encoder, such as models/minilm")
-    require(Path(options.folder).is_dir(), "folder", options.folder, "is no folder; zoo import or zoo export writes one")
+    if not Path(options.folder).is_dir():
+        raise BadInput(f"bench embed {options.folder}: is no folder; zoo import or zoo export writes one")
     for name in options.files:
         require(Path(name).is_file(), "files", name, "there is no such file; name a file with a text in each line")
     both = bool(options.files) and options.texts is not None

@@ -1,4 +1,4 @@
-"""sentence-transformers on torch: its own `encode`, with its defaults."""
+"""sentence-transformers on torch: its own `encode`, with its defaults, in float32 as ours."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -21,7 +21,9 @@ def build(folder: Path, request: Mapping[str, Any], arrays: Mapping[str, np.ndar
     # The processors that this process may use, also after `taskset`; XLA counts them likewise.
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     file = folder / request["vectors"]
-    model, texts = sentence_transformers.SentenceTransformer(request["model"]), arrays["texts"].tolist()
+    # By default the dtype is that of the folder.
+    options = {"dtype": torch.float32}
+    model, texts = sentence_transformers.SentenceTransformer(request["model"], model_kwargs=options), arrays["texts"].tolist()
 
     def run() -> int:
         vectors = model.encode(texts, batch_size=request["batch"], show_progress_bar=False)
