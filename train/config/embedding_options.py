@@ -24,7 +24,7 @@ class RankedTexts(Choices, Tables):
     such column is needed with --contrastive.unsupervised."""
     negatives: str = ""
     """Column of the texts that do not belong to the query, a list or one text; empty = "negatives", or the third column.
-    --contrastive.negatives or --rerank.negatives says how many are used."""
+    The option `negatives` of the objective, such as --contrastive.negatives, says how many are used."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

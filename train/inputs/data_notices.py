@@ -30,8 +30,9 @@ def notices(run: run_config.Run, data: Any) -> list[str]:
         )
     if isinstance(data, labelled_inputs.LabelledInputs) and (line := labels_seen_once(run, data.trained_examples)):
         lines.append(line)
-    for component in data.rows.components:
-        rows = component.rows
+    # Batches of one source divide examples into components, whose rows have one length.
+    are_examples = isinstance(data, labelled_inputs.LabelledInputs)
+    for rows in [data.training] if are_examples else [component.rows for component in data.rows.components]:
         if (share := padding_share(run, rows)) > PADDING:
             lines.append(f"{share:.1%} of the training rows are padding; {_shorter(run, rows)}")
         if isinstance(rows, instruction_inputs.DialogueRows) and (count := sum(text.differs for text in rows.texts)):

@@ -12,7 +12,7 @@ from tests.support.labelled_files import put
 from tests.support.small import small
 from train.config.data_options import LabelledData
 from train.config.embedding_options import Contrastive
-from train.inputs import run_inputs
+from train.inputs import data_notices, run_inputs
 from train.inputs.source_batches import by_source
 from train.rows.batches import Batches
 from train.run.run_dir import RunDir
@@ -68,6 +68,7 @@ def test_each_batch_is_of_one_path(folder: Path, tmp_path: Path) -> None:
     assert len(inputs.training) == 100 and inputs.describe(run)["data"].startswith(f"{', '.join(run.data.paths)}: 100 examples")
     mixed = inputs_of(run_of(folder, one_source=False), tmp_path)
     assert any(len(step) > 1 for step in sources_of(run, mixed, 10)[0])
+    assert len(notices := data_notices.notices(run, mixed)) == 2 and data_notices.notices(run, inputs) == notices
     assert mixed.fingerprints()["held_out"] == inputs.fingerprints()["held_out"]
     assert mixed.fingerprints()["data"] != inputs.fingerprints()["data"]
 
