@@ -61,7 +61,7 @@ class EncoderRow(NamedTuple):
     target: int = 0
     """Id to score at that position."""
     types: Int32[np.ndarray, " n"] | None = None
-    """Token types of a pair of texts; None = those of a single text."""
+    """Token types of a pair of texts, or of a text that more tokens follow; None = those of a single text."""
     order: Int32[np.ndarray, " n"] | None = None
     """Ranks in a factorization order; with it every token is predicted, from those of lower rank."""
     seen: int | None = None
@@ -241,7 +241,8 @@ class Encoder:
         if rows[0].seen is not None:
             seen = np.array([row.seen for row in rows])[:, None]  # [B, 1]
             batch = dataclasses.replace(batch, key_segments=np.where(np.arange(length) < seen, segments, 0))
-        if (is_mask := tokens == special_tokens.mask).any() and "permutation" in self.loaded.model.definition.objectives:
+        is_permuted = rows[0].seen is None and "permutation" in self.loaded.model.definition.objectives
+        if is_permuted and (is_mask := tokens == special_tokens.mask).any():
             # A query stream predicts a token that nothing sees: neither itself nor another mask of the text.
             batch = dataclasses.replace(batch, order=np.where(is_mask, 0, -1).astype(np.int32), query_at=at, predict_at=None)
         if rows[0].types is None and not special_tokens.cls_last:

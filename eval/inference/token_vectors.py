@@ -14,7 +14,8 @@ from eval.inference.encoder_inputs import TaskVectors
 from eval.inference.encoder_runner import Encoder, EncoderRow, Text
 from eval.inference.text_vectors import dense_output, modules_of, unit_rows
 from train.engine.max_sim import max_sim
-from train.rows.late_interaction_rows import side_ids, skipped_ids
+from train.rows.example_rows import TemplateIds
+from train.rows.late_interaction_rows import expanded, side_ids, skipped_ids
 from train.weights.load import Loaded
 from zoo.batch import Batch
 from zoo.configs._pooling import DOCUMENT_NAMES, QUERY_NAMES
@@ -98,11 +99,13 @@ class TokenEmbedder:
             tokens = encoder.with_special_tokens(text_ids, where, truncate=self.truncate)
             if len(text_ids) + len(special.single(np.zeros(0, np.int32))[0]) > room:
                 self.cut.append(where)
-            own_tokens = None
+            row = EncoderRow(number, where, tokens)
             if is_query and settings.query_expansion:
-                own_tokens = room if settings.attend_to_expansion_tokens else len(tokens)
-                tokens = np.pad(tokens, (0, room - len(tokens)), constant_values=special.mask)
-            rows.append(EncoderRow(number, where, tokens, seen=own_tokens))
+                query = TemplateIds(tokens, special.single(np.zeros(len(tokens) - 2, np.int32))[1])
+                inputs = expanded(query, special, room)
+                seen = room if settings.attend_to_expansion_tokens else len(tokens)
+                row = EncoderRow(number, where, inputs.ids, types=inputs.types, seen=seen)
+            rows.append(row)
         skipped = np.zeros(0, np.int32) if is_query else skipped_ids(tokenizer, settings.skiplist_words)
         vectors: TokenVectors = [np.zeros((0, 0), np.float32)] * len(rows)
         for done, (row, (hidden,)) in enumerate(encoder.run(rows, _hidden), 1):

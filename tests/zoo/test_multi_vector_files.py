@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -14,8 +16,15 @@ from safetensors.numpy import save_file
 from eval.inference.encoder_inputs import TaskVectors
 from eval.inference.encoder_runner import Text
 from eval.inference.token_vectors import TokenEmbedder, max_sim_scores
-from tests.support import encoders
+from tests.support import encoders, tiny
 from tests.support.commands import assert_refused, call
+from train.config.data_options import LabelledData
+from train.config.late_interaction_options import LateInteraction
+from train.data.example_types import Ranked
+from train.engine.token_projection import PROJECTION
+from train.inputs.labelled_inputs import rows_of_labels
+from train.objectives.late_interaction import LateInteractionObjective
+from train.rows.batches import in_order
 from train.rows.late_interaction_rows import PUNCTUATION
 from train.weights.load import load_model
 from zoo.embedding_modules import DenseLayer, EmbeddingModules, read_modules, write_modules
@@ -87,6 +96,33 @@ def token_vectors(folder: Path, truncate: bool = False) -> tuple[Any, Any]:
     embedder = TokenEmbedder.of(load_model(folder), TaskVectors(), batch=4, dtype="float32", truncate=truncate)
     texts = ([Text("t", text) for text in side] for side in (QUERIES, DOCUMENTS))
     return embedder.vectors(next(texts), "query"), embedder.vectors(next(texts), "document")
+
+
+@pytest.mark.parametrize("attend", [False, True])
+@pytest.mark.parametrize("family", ["bert", "roberta", "xlnet"])
+def test_vectors_are_those_of_training(family: str, attend: bool) -> None:
+    """The rows of training and of tasks have the same special tokens, types, expansion and visible tokens."""
+    loaded = encoders.loaded(family, "body")
+    group = LateInteraction(dimensions=SIZE, query_length=30, attend_to_expansion_tokens=attend, query_prompt="whale ")
+    run = tiny.run("late_interaction", model=loaded.model.config, data=LabelledData(length=40), late_interaction=group)
+    examples = [Ranked(origin="f:1", query=query, positive=text) for query, text in zip(QUERIES, DOCUMENTS, strict=False)]
+    rows = rows_of_labels(examples, run, loaded.tokenizer)
+    build = LateInteractionObjective.builder(run, loaded.tokenizer, lambda: np.zeros(0, np.int64))
+    (batch,) = in_order(rows, build, 2, np.arange(2))
+    params = loaded.params | {PROJECTION: {"kernel": jnp.asarray(KERNEL.T)}}
+    trained = np.asarray(LateInteractionObjective(group).vectors(loaded.model, params, jax.tree.map(jnp.asarray, batch)))
+
+    settings = MultiVector(query_length=30, document_length=40, attend_to_expansion_tokens=attend)
+    modules = EmbeddingModules(dense=(DenseLayer(KERNEL, None, "identity"),), prompts={"query": "whale "}, multi_vector=settings)
+    embedder = TokenEmbedder(encoders.encoder(family, task="body"), modules, settings, TaskVectors(), False)
+    queries, documents = (
+        embedder.vectors([Text("t", text) for text in texts], side)
+        for texts, side in ((QUERIES, "query"), (DOCUMENTS[:2], "document"))
+    )
+    compared = batch.extra["compared"]  # pyright: ignore[reportOptionalSubscript]
+    for number, own in enumerate(trained):
+        np.testing.assert_allclose(queries[number], own[:30], atol=1e-5)
+        np.testing.assert_allclose(documents[number], own[30:][compared[number, 1] > 0], atol=1e-5)
 
 
 def scores(folder: Path) -> np.ndarray:

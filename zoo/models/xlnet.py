@@ -198,7 +198,8 @@ def _streams(batch: Batch, cache: Cache | None, carry: Any) -> tuple[Stream, Str
 
     # Slots that are not in use yet are the first ones. They have segment 0, which no query sees.
     filled = None if carry is None else jnp.int32(jnp.arange(memory) >= memory - carry["filled"][:, None])
-    key_segments, key_ranks = with_memory(segments, filled), with_memory(batch.order, -1)
+    seen = segments if batch.key_segments is None else batch.key_segments
+    key_segments, key_ranks = with_memory(seen, filled), with_memory(batch.order, -1)
     mask = Mask(query_segments=segments, query_ranks=batch.order, key_segments=key_segments, key_ranks=key_ranks)
     content, query = Stream(mask=mask, first=length - 1, types=batch.types), None
     if at is not None:
