@@ -21,6 +21,8 @@ MASK = "MultiVectorMask"
 SETTINGS = "config_sentence_transformers.json"
 QUERY_LENGTH, DOCUMENT_LENGTH = 32, 180
 """Lengths of a file of PyLate that names none."""
+PUNCTUATION = tuple(string.punctuation)
+"""The skipped tokens of a file of PyLate that names none."""
 SIMILARITIES = ("maxsim", "MaxSim", "cosine", None)
 """Values of `similarity_fn_name` that mean MaxSim of cosines."""
 
@@ -37,7 +39,7 @@ class MultiVector:
     """Fill queries up to that length with the mask token, whose vectors count."""
     attend_to_expansion_tokens: bool = False
     """The tokens of a query see those mask tokens."""
-    skiplist_words: tuple[str, ...] = tuple(string.punctuation)
+    skiplist_words: tuple[str, ...] = PUNCTUATION
     """Entries of the vocabulary whose vectors are left out of documents."""
     has_markers: bool = True
     """A prompt that is, or begins with, an entry of the vocabulary is that one token; False: only a special token is."""
@@ -69,7 +71,7 @@ def _read_pylate(config: PublishedConfig, content: Mapping[str, Any]) -> MultiVe
         document_length=config.integer("document_length") if content.get("document_length") is not None else None,
         query_expansion=expands,
         attend_to_expansion_tokens=config.flag("attend_to_expansion_tokens", False, nullable=True),
-        skiplist_words=_words(config, content.get("skiplist_words"), tuple(string.punctuation)),
+        skiplist_words=_words(config, content.get("skiplist_words"), PUNCTUATION),
     )
 
 

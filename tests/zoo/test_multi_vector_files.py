@@ -291,6 +291,12 @@ def test_a_run_trains_the_projection_of_its_folder_and_exports_it(
     assert 0 < np.abs(modules.dense[0].kernel - KERNEL).max() < 1e-3
     np.testing.assert_array_equal(scores(Path("published")), scores(Path("runs/tokens")))
 
+    imported = call(capsys, "import", "published", "--out", "copies")
+    assert imported.code == 0 and "zoo embed" not in imported.stdout
+    assert call(capsys, *command, "--name", "adapted", "--lora.rank", "2", "--log.validate-every", "0").code == 0
+    run = {"projection": (("export", "runs/adapted", "adapter", "--adapter"), "--adapter True: runs/adapted has a projection")}
+    assert_refused(capsys, tmp_path, run)
+
 
 def test_tasks_and_searches_rank_by_the_scores(
     bare: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -333,16 +339,18 @@ def test_tasks_and_searches_rank_by_the_scores(
     np.testing.assert_allclose([row["score"] for row in second], own[order], rtol=1e-5)
 
 
-@pytest.mark.planted(9)
+@pytest.mark.planted(10)
 def test_wrong_models_and_options_are_refused(
     bare: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     collection(tmp_path)
     add_pylate(folder)
-    pooled, words = (Path(shutil.copytree(bare, tmp_path / name)) for name in ("pooled", "words"))
+    pooled, words, layerless = (Path(shutil.copytree(bare, tmp_path / name)) for name in ("pooled", "words", "layerless"))
     write_modules(pooled, EmbeddingModules(), WIDTH)
     add_pylate(words, skiplist_words=["whale"])
+    add_pylate(layerless)
+    write(layerless / "modules.json", module_rows(("sentence_transformers.models.Transformer",), ("",)))
     assert call(capsys, "embed", str(bare), "--files", "beir/corpus.jsonl", "--index", "index").code == 0
     train = ("train", "embed-late-interaction", "--data.paths", "pairs.jsonl", "--steps", "1", "--data.length", "16", "--init")
     search = ("search", "index", "whale " * 11, "--model", str(bare))
@@ -353,6 +361,7 @@ def test_wrong_models_and_options_are_refused(
         {
             "pooled": ((*train, str(pooled)), "--init .*pooled: it has a Pooling, one vector for a text"),
             "words": ((*train, str(words)), "--init .*words: its skiplist_words are neither none nor the punctuation"),
+            "layer": ((*train, str(layerless)), "--init .*layerless: it has no 1_Dense, the layer that is trained"),
             "size": (
                 (*train, str(folder), "--late-interaction.dimensions", "8"),
                 "--late-interaction.dimensions 8: the projection of --init .* has 6; choose 6",

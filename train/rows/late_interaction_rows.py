@@ -1,6 +1,5 @@
 """Rows of queries and documents whose tokens are compared: markers, the expansion of queries, and skipped punctuation."""
 
-import string
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -14,8 +13,7 @@ from train.rows.example_rows import ExampleRow, TemplateIds, encoded_texts, fill
 from train.tokenizers.special_tokens import SpecialTokens
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.errors import BadInput
-
-PUNCTUATION = tuple(string.punctuation)
+from zoo.multi_vector_files import PUNCTUATION
 
 
 @refuse_long

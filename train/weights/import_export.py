@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from train.config import run_config
+from train.config.late_interaction_options import LateInteractionOptions
 from train.engine import device_mesh
 from train.engine.token_projection import PROJECTION
 from train.run.run_dir import read_config
@@ -62,7 +63,10 @@ def _next_command(loaded: Loaded) -> str:
     """Return the command that uses a model; empty for one that must be fine-tuned first."""
     if loaded.model.generates:
         return "generate"
-    return "fill-mask" if "masked" in loaded.params else "embed" if loaded.model.task == "body" else ""
+    if loaded.model.task == "body":
+        modules = loaded_modules(loaded)
+        return "" if modules is not None and modules.multi_vector else "embed"
+    return "fill-mask" if "masked" in loaded.params else ""
 
 
 def export_run(
@@ -101,6 +105,8 @@ def export_adapter(run: str, target: str, *, step: int | None, mesh: run_config.
     config = read_config(run)
     spec = adapter_params.adapters_of(config)
     assert spec is not None, "a run without adapters is refused before"
+    fix = f"{run} has a projection of tokens too, which peft's files do not have; leave it out to merge the adapters"
+    require(not isinstance(config.options, LateInteractionOptions), "adapter", True, fix)
     with safetensors_dir.new_folder(Path(target)) as new_folder:
         params, number, _ = restore_trained(Path(run), config, device_mesh.make_mesh(mesh), step)
         peft_files.save_adapter(new_folder, config.model, spec, jax.device_get(params), base=config.init)

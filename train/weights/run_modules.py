@@ -3,7 +3,6 @@
 `zoo.embedding_modules` is imported by functions, because it needs numpy, and a recipe without --init does not.
 """
 
-import string
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +10,15 @@ from train.config.embedding_options import Contrastive, EmbeddingOptions, Simila
 from train.config.late_interaction_options import LateInteraction, LateInteractionOptions
 from train.config.ranking_options import Ranking
 from train.config.run_config import Run
-from train.run.run_dir import modules_folder, read_config
+from train.run.run_dir import is_run, modules_folder, read_config
 from train.weights.resolve_model_name import resolve_model_name
 from zoo.configs._pooling import DOCUMENT_NAMES, QUERY_NAMES
 from zoo.errors import BadInput, require
+from zoo.multi_vector_files import PUNCTUATION
 
 if TYPE_CHECKING:
     from zoo.embedding_modules import EmbeddingModules
 
-PUNCTUATION = tuple(string.punctuation)
 EMBEDDING_TASKS = ("body", "masked", "pretraining", "next", "permutation")
 """Tasks of encoders whose hidden states remain those of texts."""
 
@@ -114,8 +113,13 @@ def _options_of_model(init: str) -> LateInteraction | None:
         raise BadInput(f"--init {init}: its layers are not one without bias and activation, which is trained; {alone}")
     if settings.skiplist_words not in ((), PUNCTUATION):
         raise BadInput(f"--init {init}: its skiplist_words are neither none nor the punctuation of ASCII; {alone}")
-    # A run has its projection among its parameters.
-    dimensions = len(modules.dense[0].kernel) if modules.dense else _run_options(folder.parent).dimensions
+    if modules.dense:
+        dimensions = len(modules.dense[0].kernel)
+    elif is_run(folder.parent):
+        # A run has its projection among its parameters.
+        dimensions = _run_options(folder.parent).dimensions
+    else:
+        raise BadInput(f"--init {init}: it has no 1_Dense, the layer that is trained; {alone}")
     lengths: dict[str, Any] = {} if settings.query_length is None else {"query_length": settings.query_length}
     return LateInteraction(
         dimensions=dimensions,

@@ -51,7 +51,7 @@ def score_ranking(inputs: ScoringInputs) -> Callable[[Any], Score]:
     def metrics(vectors: Float32[np.ndarray, "N C D"], labels: np.ndarray) -> tuple[dict[str, float], np.ndarray]:
         compared = _unit(vectors) if options.similarity == "cosine" else vectors.astype(np.float64)
         similarities = np.asarray(group_similarities(compared, options.similarity))
-        return _rank_metrics((similarities >= similarities[:, :1]).sum(1))
+        return _rank_metrics((~(similarities < similarities[:, :1])).sum(1))
 
     return _scorer(inputs, GroupRanking(options), metrics)
 
@@ -82,8 +82,8 @@ def positive_ranks(vectors: Float32[np.ndarray, "N C D"], texts: np.ndarray, *, 
     for start in range(0, len(texts), QUERIES):
         products = compared[start : start + QUERIES, 0] @ candidates.T
         own = np.take_along_axis(products, positives[start : start + QUERIES, None], 1)
-        # The positive itself is among them.
-        ranks.append((products >= own).sum(1))
+        # The positive itself is among them, and all are where products are NaN.
+        ranks.append((~(products < own)).sum(1))
     return np.concatenate(ranks)
 
 

@@ -71,8 +71,8 @@ def positive_ranks(vectors: np.ndarray, texts: np.ndarray, compared: np.ndarray,
     queries: TokenVectors = [row[:query_length][own[0, :query_length]] for row, own in zip(vectors, compared, strict=True)]
     scores = max_sim_scores(queries, [tokens[number][in_document[number]] for number in first])
     own = np.take_along_axis(scores, place.reshape(len(texts), -1)[:, :1], 1)
-    # The positive itself is among them.
-    return (scores >= own).sum(1)
+    # The positive itself is among them, and all are where scores are NaN.
+    return (~(scores < own)).sum(1)
 
 
 @functools.partial(jax.jit, static_argnums=0)

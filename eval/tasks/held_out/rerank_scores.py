@@ -1,6 +1,6 @@
 """Scores of cross-encoders: how often the positive has the highest score of a query's candidates, and its mean reciprocal rank.
 
-A negative of the same score ranks before the positive.
+A negative of the same score ranks before the positive, and so does each one where a score is NaN.
 """
 
 import functools
@@ -27,7 +27,7 @@ def score_rerank(inputs: ScoringInputs) -> Callable[[Any], Score]:
     def score(params: Any) -> Score:
         scores = loop.all_results(params, rows, inputs.build, inputs.batch, progress=inputs.progress)  # [N, C]
         losses = np.asarray(jax.device_get(losses_of(jax.device_put(scores.astype(np.float32)))), np.float64)
-        ranks = 1 + (scores[:, 1:] >= scores[:, :1]).sum(1)
+        ranks = 1 + (~(scores[:, 1:] < scores[:, :1])).sum(1)
         metrics = {"loss": float(losses.mean()), "accuracy": float((ranks == 1).mean()), "mrr": float((1 / ranks).mean())}
         outcomes = Outcomes.of((rows.examples[row.example].origin for row in rows.rows), ranks == 1, losses)
         return Score(numbers={**metrics, "examples": len(rows)}, outcomes=outcomes)

@@ -69,12 +69,13 @@ def test_positives_are_ranked_among_the_candidates_of_their_query() -> None:
 
 @pytest.mark.planted
 def test_equal_scores_rank_the_positive_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that scores all candidates alike has no right answer."""
+    """A model that scores all candidates alike, or by NaN, has no right answer."""
 
     class Equal:
         def all_results(self, params: Any, rows: Any, *rest: Any, **options: Any) -> np.ndarray:
-            return np.ones((len(rows), 2))
+            return np.full((len(rows), 2), value)
 
     monkeypatch.setattr(rerank_scores, "logits_loop", lambda *arguments: Equal())
-    numbers = score(16, 1).record()
-    assert (numbers["accuracy"], numbers["mrr"]) == (0, 0.5)
+    for value in (1, np.nan):
+        numbers = score(16, 1).record()
+        assert (numbers["accuracy"], numbers["mrr"]) == (0, 0.5)
