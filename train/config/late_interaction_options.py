@@ -16,6 +16,9 @@ class LateInteraction:
     Sources: Khattab and Zaharia 2020, "ColBERT", section 3; Santhanam et al. 2022, "ColBERTv2".
     """
 
+    compares_rows = True
+    """See `train.config.embedding_options.Embedding`."""
+
     dimensions: int = 128
     """Dimensions of the vector of a token, to which a linear layer without bias reduces its hidden state."""
     temperature: float = 1.0
