@@ -11,11 +11,12 @@ from eval.inference.encoder_inputs import TaskVectors
 from eval.inference.encoder_runner import Text
 from eval.inference.pair_scores import CrossEncoder
 from eval.inference.text_vectors import TaskEmbedder
-from eval.inference.token_vectors import late_interaction_scores
+from eval.inference.token_vectors import is_multi_vector, late_interaction_scores
 from eval.inference.top_k import top_k
 from eval.inference.vector_index import check_model, read_entries, read_index
 from train.run.progress_display import ProgressBar
 from train.weights.load import Loaded, load_model
+from zoo.errors import require
 
 NUMBER, SCORE, IDENTIFIER = 4, 9, 16
 """Terminal columns of the rank, the score and the id of a document."""
@@ -75,10 +76,17 @@ def run_search(
 def _second_scores(
     options: ModelOptions, loaded: Loaded, query: str, texts: list[Text], *, truncate: bool, quiet: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (numbers by which a second model orders texts, the scores to print); they differ where scores are sigmoids."""
+    """Return (numbers by which a second model orders texts, the scores to print); they differ where scores are sigmoids.
+
+    Raises:
+        BadInput: the model has one vector for a text; see also `CrossEncoder` and `late_interaction_scores`.
+    """
     first, settings = Text("the query", query), {"batch": options.batch, "dtype": options.dtype(), "truncate": truncate}
+    is_pair_model = loaded.model.task == "sequence"
+    fix = "it has one vector for a text; name a cross-encoder, or a model with a vector for each token"
+    require(is_pair_model or is_multi_vector(loaded), "rerank", loaded.where, fix)
     with ProgressBar("ranking", "documents", before="compiling", quiet=quiet) as progress:
-        if loaded.model.task == "sequence":
+        if is_pair_model:
             scorer = CrossEncoder.of(loaded, **settings)
             logits = scorer.logits([(first, text) for text in texts], progress)
             return logits, scorer.scores(logits)

@@ -162,11 +162,7 @@ def score_rerank(subject: Loaded, data: Sequence[Candidates], settings: Settings
     Raises:
         BadInput: the model is no encoder, see `TaskEmbedder`, or has a head that gives no score, see `CrossEncoder`.
     """
-    scorer = _vector_scores
-    if subject.model.task == "sequence":
-        scorer = _pair_scores
-    elif is_multi_vector(subject):
-        scorer = _token_scores
+    scorer = _pair_scores if subject.model.task == "sequence" else _vector_scores
     scores_of, details = scorer(subject, data, settings, progress)
     longest = max(len(item.negative) + len(item.positive) for item in data)
     table, judged = np.zeros((len(data), longest), np.int64), []
@@ -185,30 +181,20 @@ def score_rerank(subject: Loaded, data: Sequence[Candidates], settings: Settings
 def _vector_scores(
     subject: Loaded, data: Sequence[Candidates], settings: Settings, progress: Progress
 ) -> tuple[list[np.ndarray], dict[str, Any]]:
-    """Return (the similarities of each query's negatives and positives with it, details)."""
-    embedder = TaskEmbedder.of(subject, settings.vectors, batch=settings.batch, dtype=settings.dtype)
-    queries = embedder.vectors([item.query for item in data], "query", progress)
-    texts = {text.text: text for item in data for text in (*item.negative, *item.positive)}
-    vectors = embedder.vectors([*texts.values()], "document", progress)
-    number = {text: i for i, text in enumerate(texts)}
-    candidates_of = [[number[text.text] for text in (*item.negative, *item.positive)] for item in data]
-    # Equal vectors have equal sums; in a matrix product their last bits may differ.
-    scores = [(vectors[rows] * query).sum(1) for query, rows in zip(queries, candidates_of, strict=True)]
-    return scores, embedder.details()
-
-
-def _token_scores(
-    subject: Loaded, data: Sequence[Candidates], settings: Settings, progress: Progress
-) -> tuple[list[np.ndarray], dict[str, Any]]:
-    """Return (the MaxSim of each query's negatives and positives, details)."""
-    embedder = TokenEmbedder.of(subject, settings.vectors, batch=settings.batch, dtype=settings.dtype)
+    """Return (the similarities or MaxSim of each query's negatives and positives with it, details)."""
+    embedder_class = TokenEmbedder if is_multi_vector(subject) else TaskEmbedder
+    embedder = embedder_class.of(subject, settings.vectors, batch=settings.batch, dtype=settings.dtype)
     queries = embedder.vectors([item.query for item in data], "query", progress)
     texts = {text.text: text for item in data for text in (*item.negative, *item.positive)}
     vectors = dict(zip(texts, embedder.vectors([*texts.values()], "document", progress), strict=True))
-    scores = [
-        max_sim_scores([query], [vectors[text.text] for text in (*item.negative, *item.positive)])[0]
-        for query, item in zip(queries, data, strict=True)
-    ]
+    scores = []
+    for query, item in zip(queries, data, strict=True):
+        candidates = [vectors[text.text] for text in (*item.negative, *item.positive)]
+        if isinstance(embedder, TokenEmbedder):
+            scores.append(max_sim_scores([query], candidates)[0])
+        else:
+            # Equal vectors have equal sums; in a matrix product their last bits may differ.
+            scores.append((np.stack(candidates) * query).sum(1))
     return scores, embedder.details()
 
 

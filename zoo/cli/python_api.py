@@ -305,7 +305,7 @@ class LoadedModel:
 
         Args:
             pairs: (query, document).
-            truncate: cut a pair that is longer than the model's positions, the longer text first.
+            truncate: cut a pair that is longer than the model reads, the longer text first.
 
         Raises:
             BadInput: the model is no cross-encoder, a text is empty, or a pair is too long.

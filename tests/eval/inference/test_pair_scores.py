@@ -253,7 +253,7 @@ def test_search_orders_the_nearest_documents_by_their_scores(
         {
             "no cross-encoder": (
                 ("search", index, "whale", "--model", "bi", "--rerank", "bi"),
-                "bi: it has no head for pairs, and a cross-encoder gives a pair one score; name a model",
+                "--rerank bi: it has one vector for a text; name a cross-encoder, or a model with a vector for each token",
             ),
             "depth": (
                 ("search", index, "whale", "--model", "bi", "--rerank", str(folder), "--rerank-k", "4"),

@@ -40,7 +40,7 @@ def search(args: list[str]) -> int:
         rerank_k: int = 100
         """Number of nearest documents that --rerank orders."""
         truncate: bool = False
-        """Cut the end off a query, or with --rerank a pair, that is longer than the model's positions; else it is refused."""
+        """Cut the end off a query, or with --rerank a pair, that is longer than the model reads; else it is refused."""
         json: bool = False
         """Print one JSON object per document."""
 
