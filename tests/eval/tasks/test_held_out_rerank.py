@@ -72,10 +72,13 @@ def test_equal_scores_rank_the_positive_last(monkeypatch: pytest.MonkeyPatch) ->
     """A model that scores all candidates alike, or by NaN, has no right answer."""
 
     class Equal:
-        def all_results(self, params: Any, rows: Any, *rest: Any, **options: Any) -> np.ndarray:
-            return np.full((len(rows), 2), value)
+        def __init__(self, value: float) -> None:
+            self.value = value
 
-    monkeypatch.setattr(rerank_scores, "logits_loop", lambda *arguments: Equal())
+        def all_results(self, params: Any, rows: Any, *rest: Any, **options: Any) -> np.ndarray:
+            return np.full((len(rows), 2), self.value)
+
     for value in (1, np.nan):
+        monkeypatch.setattr(rerank_scores, "logits_loop", lambda *arguments, loop=Equal(value): loop)
         numbers = score(16, 1).record()
         assert (numbers["accuracy"], numbers["mrr"]) == (0, 0.5)
