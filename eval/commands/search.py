@@ -59,9 +59,9 @@ def run_search(
     entries = read_entries(folder, rows.tolist())
     if rerank:
         texts = [Text(f"document {name}", text) for name, text in entries]
-        keys, second_scores = _second_scores(model, load_model(rerank, loaded.mesh), query, texts, truncate=truncate, quiet=as_json)
+        keys, values = _second_scores(model, load_model(rerank, loaded.mesh), query, texts, truncate=truncate, quiet=as_json)
         order = np.argsort(-keys, kind="stable")[:k]
-        scores, entries = second_scores[order], [entries[place] for place in order]
+        scores, entries = values[order], [entries[place] for place in order]
     width = terminal_output.terminal_width()
     for rank, (score, (name, text)) in enumerate(zip(scores.tolist(), entries, strict=True), 1):
         if as_json:

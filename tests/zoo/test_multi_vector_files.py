@@ -115,10 +115,8 @@ def test_vectors_are_those_of_training(family: str, attend: bool) -> None:
     settings = MultiVector(query_length=30, document_length=40, attend_to_expansion_tokens=attend)
     modules = EmbeddingModules(dense=(DenseLayer(KERNEL, None, "identity"),), prompts={"query": "whale "}, multi_vector=settings)
     embedder = TokenEmbedder(encoders.encoder(family, task="body"), modules, settings, TaskVectors(), False)
-    queries, documents = (
-        embedder.vectors([Text("t", text) for text in texts], side)
-        for texts, side in ((QUERIES, "query"), (DOCUMENTS[:2], "document"))
-    )
+    queries = embedder.vectors([Text("t", text) for text in QUERIES], "query")
+    documents = embedder.vectors([Text("t", text) for text in DOCUMENTS[:2]], "document")
     compared = batch.extra["compared"]  # pyright: ignore[reportOptionalSubscript]
     for number, own in enumerate(trained):
         np.testing.assert_allclose(queries[number], own[:30], atol=1e-5)

@@ -79,6 +79,7 @@ def test_equal_scores_rank_the_positive_last(monkeypatch: pytest.MonkeyPatch) ->
             return np.full((len(rows), 2), self.value)
 
     for value in (1, np.nan):
-        monkeypatch.setattr(rerank_scores, "logits_loop", lambda *arguments, loop=Equal(value): loop)
+        loop = Equal(value)
+        monkeypatch.setattr(rerank_scores, "logits_loop", lambda *arguments, loop=loop: loop)
         numbers = score(16, 1).record()
         assert (numbers["accuracy"], numbers["mrr"]) == (0, 0.5)
