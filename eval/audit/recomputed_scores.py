@@ -29,7 +29,7 @@ def check_scores(folder: RunDir, prepared: PreparedRun, manifests: Manifests, be
     if stored is None:
         return []
     scored = max(best) if prepared.run.selection.best and best else max(manifests)
-    params, step, _ = restore_params(folder.path, prepared.run, prepared.mesh, scored)
+    params, step, _ = restore_params(folder.path, prepared.run, prepared.mesh, scored, scores=True)
     stride = max(1, prepared.run.data.length // 2)
     score = prepared.scorer(prepared.data.scored_rows(prepared.run, stride))(params)
     problem = values_problem(stored, {**score.record(), "stride": stride, "step": step}, bits=bits, scores=True)

@@ -48,7 +48,7 @@ def run_eval(path: str, *, step: int | None, batch: int, stride: int, mesh: run_
         of_batch = dataclasses.replace(cfg, data=scored)
         data = objectives.objective(cfg.objective).extend_scored_inputs(of_batch, devices, data, cache, progress=progress)
     with ProgressBar(f"loading {folder.path}", quiet=quiet):
-        params, _, meta = restore_params(folder.path, cfg, devices, step)
+        params, _, meta = restore_params(folder.path, cfg, devices, step, scores=True)
     saved = {name: meta[name] for name in data.fingerprints() if name in meta}
     # Checkpoints of earlier versions have no digest of the text, which held_out depends on.
     if changed := manifest_differences(saved, data.fingerprints(), ignored=("held_out_text",)):

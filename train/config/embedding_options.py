@@ -5,7 +5,7 @@ import math
 from typing import Any, ClassVar, Literal
 
 from train.config.data_options import LabelledData
-from train.config.declaration import ObjectiveOptions
+from train.config.declaration import ObjectiveOptions, TokenOptions
 from train.config.option_groups import Choices, Tables
 from zoo.configs._pooling import Pool
 from zoo.errors import require
@@ -147,7 +147,8 @@ class EmbeddingOptions(ObjectiveOptions):
         require(model.task == "body", "model.task", model.task, f"{self.objective} trains the body without a head; choose body")
         fix = "the vector of a text is pooled from tokens that see both sides; choose --model.no-causal"
         require(not getattr(model, "causal", False), "model.causal", True, fix)
-        require(run.label_smoothing == 0, "label_smoothing", run.label_smoothing, "it has no effect on vectors; remove it")
+        smooth = run.label_smoothing == 0 or isinstance(self, TokenOptions)
+        require(smooth, "label_smoothing", run.label_smoothing, "it has no effect on vectors; remove it")
         fix = "the loss compares all rows of the batch, and with pmap a device has only its own; choose jit"
         require(run.engine == "jit" or not group.compares_rows, "engine", run.engine, fix)
         group.check_model(model)

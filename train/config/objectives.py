@@ -26,6 +26,7 @@ from train.config.policy_gradient_options import PolicyGradientLoss, Ppo
 from train.config.ranking_options import RankingOptions
 from train.config.rerank_options import RerankOptions
 from train.config.rollout_options import Rollout
+from train.config.sentence_denoising_options import SentenceDenoisingOptions
 from zoo.configs import longest_row
 from zoo.configs._encoder import LABELLED
 from zoo.errors import require
@@ -394,7 +395,7 @@ OPTIONS: dict[str, type[ObjectiveOptions]] = {
         *(CausalOptions, LeftToRightOptions, MaskedOptions, DistilledOptions, PermutationOptions, DenoisingOptions),
         *(TextToTextOptions, InstructionOptions, ClassificationOptions, TaggingOptions, SpanOptions, ChoiceOptions),
         *(PreferenceOptions, DpoOptions, KtoOptions, PolicyGradientOptions, PpoOptions),
-        *(ContrastiveOptions, SimilarityOptions, RankingOptions, RerankOptions, LateInteractionOptions),
+        *(ContrastiveOptions, SimilarityOptions, RankingOptions, RerankOptions, LateInteractionOptions, SentenceDenoisingOptions),
     )
 }
 """Maps the name of an objective of the zoo to the class of its options."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from train.config.embedding_options import RankedTexts, ScoredPairs
 from train.config.ranking_options import ScoredTexts
+from train.config.sentence_denoising_options import PlainTexts
 from train.data.example_types import Ranked, ScoredPair, TaughtRanked
 from train.data.records import Record, column_value
 from train.data.text_files import check_string, json_type
@@ -35,6 +36,16 @@ def ranked_of_record(record: Record, options: RankedTexts) -> Ranked:
         texts = value if isinstance(value, list) else [] if value in (None, "") else [value]
         negatives = tuple(_text(text, record, "negative") for text in texts)
     return Ranked(origin=record.where, document=positive or query, query=query, positive=positive, negatives=negatives)
+
+
+def text_of_record(record: Record, options: PlainTexts) -> Ranked:
+    """Return a query alone, the text of a record. Equal texts are held out together.
+
+    Raises:
+        BadInput: the text is empty or not a string.
+    """
+    text = _text(column_value(record, options.text, "text", 0, "text"), record, "text")
+    return Ranked(origin=record.where, document=text, query=text)
 
 
 def scored_texts_of_record(record: Record, options: ScoredTexts) -> TaughtRanked:

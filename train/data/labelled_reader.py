@@ -329,6 +329,7 @@ TASKS = {
         ("contrastive", "rerank", "late_interaction"), Task(TABLES, embedding_records.ranked_of_record, ("tsv", "csv", "jsonl"))
     ),
     "ranking": Task(TABLES, embedding_records.scored_texts_of_record, ("tsv", "csv", "jsonl")),
+    "sentence_denoising": Task(TABLES, embedding_records.text_of_record, ("tsv", "csv", "jsonl")),
     "similarity": Task(TABLES, embedding_records.scored_pair_of_record, ("tsv", "csv", "jsonl")),
     "instruction": Task(CHAT, lambda record, options: parse_dialogue(record), ("jsonl", "json")),
     **dict.fromkeys(("preference", "dpo"), Task(CHAT, preference_records.preference_of_record, ("jsonl", "json"))),

@@ -28,7 +28,7 @@ class TrainedParams:
     sharding: Rules
     """Rows of the sharding table beside `zoo.sharding.RULES`."""
     has_use: bool = False
-    """True for parameters of an objective that its scores, and uses of the trained model, read too."""
+    """True for parameters of an objective that its scores read too, and perhaps uses of the trained model."""
     read: Callable[[], Any] | None = None
     """Reads the parameters that `place` returns in place of new ones; it may return None."""
 

@@ -224,6 +224,9 @@ FEATURES: dict[str, Callable[..., Iterable[ExampleRow]]] = {
     "ranking": lambda examples, tokenizer, options, length, names, **more: embedding_rows.group_rows(
         examples, tokenizer, options, length, **more
     ),
+    "sentence_denoising": lambda examples, tokenizer, options, length, names, **more: embedding_rows.plain_rows(
+        examples, tokenizer, options, length, **more
+    ),
     "similarity": lambda examples, tokenizer, options, length, names, **more: embedding_rows.scored_rows(
         examples, tokenizer, options, length, **more
     ),

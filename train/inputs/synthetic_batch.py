@@ -127,6 +127,8 @@ def _examples(run: run_config.Run) -> Sequence[Example]:
             count = run.options.ranking.negatives
             texts = {"query": WORDS[0], "positive": WORDS[1], "negatives": WORDS[2:3] * count}
             return [TaughtRanked(**texts, scores=(0.0,) * (1 + count), origin=origin)]
+        case "sentence_denoising":
+            return [Ranked(query=text, origin=origin)]
         case "similarity":
             return [ScoredPair(first=WORDS[0], second=WORDS[1], score=0.0, origin=origin)]
     return [Choice(article=text, question=text, options=(text,) * OPTIONS, answer=0, origin=origin)]

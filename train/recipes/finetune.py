@@ -16,8 +16,15 @@ from train.config.option_groups import Selection
 from train.config.ranking_options import RankingOptions
 from train.config.rerank_options import RerankOptions
 from train.config.run_config import Checkpoint, Log, Optim, Run
+from train.config.sentence_denoising_options import SentenceDenoisingOptions
 from train.weights import pretrained_config
-from train.weights.run_modules import contrastive_options, late_interaction_options, ranking_options, similarity_options
+from train.weights.run_modules import (
+    contrastive_options,
+    late_interaction_options,
+    ranking_options,
+    sentence_denoising_options,
+    similarity_options,
+)
 from zoo import configs
 from zoo.configs._encoder import Task
 
@@ -113,6 +120,18 @@ def embed_similarity(init: str = "") -> Run:
     """
     options = SimilarityOptions(similarity=similarity_options(init))
     return _run("embed-similarity", options, "body", init, length=128, batch=32)
+
+
+def embed_denoising(init: str = "") -> Run:
+    """Train the vectors of texts without labels: each text is reconstructed from the vector of some of its words (TSDAE).
+
+    Command: zoo train embed-denoising --init DIR --data.paths texts.jsonl
+    Hardware: 2 CPU cores, float32.
+    Time: not measured.
+    Expect: not measured.
+    """
+    options = SentenceDenoisingOptions(sentence_denoising=sentence_denoising_options(init))
+    return _run("embed-denoising", options, "body", init, length=128, batch=8)
 
 
 def embed_late_interaction(init: str = "") -> Run:

@@ -6,6 +6,7 @@ import numpy as np
 
 from train.config.embedding_options import Contrastive, RankedTexts, ScoredPairs, Similarity
 from train.config.ranking_options import Ranking, ScoredTexts
+from train.config.sentence_denoising_options import PlainTexts, SentenceDenoising
 from train.data.example_types import Ranked, ScoredPair, TaughtRanked
 from train.rows.example_rows import ExampleRow, encoded_texts, fill_template, refuse_long, special_tokens_of
 from train.tokenizers.tokenizer import Tokenizer
@@ -47,6 +48,15 @@ def group_rows(
     size = 1 + group.negatives
     labels = [np.array(example.scores[:size] or (0.0,) * size, np.float32) for example in examples]
     yield from _rows([_prompted(texts, group) for texts in texts_of], labels, tokenizer, length)
+
+
+@refuse_long
+def plain_rows(
+    examples: Sequence[Ranked], tokenizer: Tokenizer, options: PlainTexts, length: int, *, group: SentenceDenoising
+) -> Iterator[ExampleRow]:
+    """Yield `cls text sep` for each query, which the objective changes; there is no label, int32 [0]."""
+    labels = [np.zeros(0, np.int32)] * len(examples)
+    yield from _rows([[example.query] for example in examples], labels, tokenizer, length)
 
 
 @refuse_long

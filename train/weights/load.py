@@ -15,8 +15,10 @@ from train.checkpoints.checkpoints import Checkpoints
 from train.checkpoints.config_check import check_identity
 from train.config import run_config
 from train.config.late_interaction_options import LateInteractionOptions
+from train.config.sentence_denoising_options import SentenceDenoisingOptions
 from train.engine import averages, device_mesh
 from train.engine.optim import make_optimizer
+from train.engine.sentence_decoder import DECODER, SentenceDecoder
 from train.engine.state_init import all_params
 from train.engine.token_projection import PROJECTION, token_projection
 from train.engine.width_transfer import factors_of_run, transferred_params
@@ -166,36 +168,48 @@ def _load_run(path: Path, mesh: Mesh, step: int | None) -> Loaded:
     return _check_entries(Loaded(path.resolve().name, model, params, tokenizer, mesh, run, step, scale, generation))
 
 
-def restore_params(path: Path, run: run_config.Run, mesh: Mesh, step: int | None) -> tuple[Any, int, dict[str, Any]]:
+def restore_params(
+    path: Path, run: run_config.Run, mesh: Mesh, step: int | None, *, scores: bool = False
+) -> tuple[Any, int, dict[str, Any]]:
     """Return (the parameters of a run's model, trained and frozen ones joined; their step; the metadata of the checkpoint).
 
     Args:
         run: the configuration in the folder `path`.
         step: as in `load_model`.
+        scores: return those too that only the scores of the objective read.
 
     Raises:
         BadInput: no intact checkpoint, or one of another configuration; or the run's frozen parameters are missing.
     """
-    trained, number, meta = restore_trained(path, run, mesh, step)
+    trained, number, meta = restore_trained(path, run, mesh, step, scores=scores)
     if run.width_transfer:
         return transferred_params(factors_of_run(run), trained), number, meta
     if (parts := frozen_layers.param_parts(run)) is None:
         return trained, number, meta
     base = param_parts.read_base(RunDir(path), parts, mesh, meta.get("base", ""), notify=_print_error)
-    added = {name: trained.pop(name) for name in (PROJECTION,) if name in trained}
+    added = {name: trained.pop(name) for name in (PROJECTION, DECODER) if name in trained}
     return parts.joined(mesh, base, trained) | added, number, meta
 
 
-def restore_trained(path: Path, run: run_config.Run, mesh: Mesh, step: int | None) -> tuple[Any, int, dict[str, Any]]:
+def restore_trained(
+    path: Path, run: run_config.Run, mesh: Mesh, step: int | None, *, scores: bool = False
+) -> tuple[Any, int, dict[str, Any]]:
     """Return the same as `restore_params`, but only the trained parameters if the run has frozen ones."""
     source = open_checkpoints(path, run, step)
     # RUN/best has the average as its parameters.
     has_average = run.optim.has_average and source.folder != RunDir(path).best.absolute()
-    return _restore(path, source, run, mesh, None if step == NEWEST else step, 0 if has_average else None)
+    return _restore(path, source, run, mesh, None if step == NEWEST else step, 0 if has_average else None, scores=scores)
 
 
 def _restore(
-    path: Path, source: Checkpoints, run: run_config.Run, mesh: Mesh, step: int | None, width: int | None
+    path: Path,
+    source: Checkpoints,
+    run: run_config.Run,
+    mesh: Mesh,
+    step: int | None,
+    width: int | None,
+    *,
+    scores: bool = False,
 ) -> tuple[Any, int, dict[str, Any]]:
     """Return what `restore_trained` does, from some checkpoints.
 
@@ -207,6 +221,9 @@ def _restore(
     parameters = all_params(models.model(run.model)) if parts is None else parts.trained
     if isinstance(run.options, LateInteractionOptions):
         parameters = parameters.beside(token_projection(run.model.width, run.options.late_interaction.dimensions))
+    if scores and isinstance(run.options, SentenceDenoisingOptions):
+        decoder = SentenceDecoder(run.model, run.options.sentence_denoising.decoder_layers)
+        parameters = parameters.beside(decoder.params())
     abstract = param_parts.abstract_params(parameters, mesh)
     counter = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
     stored = {"params": abstract}

@@ -10,6 +10,7 @@ from train.config.embedding_options import Contrastive, EmbeddingOptions, Simila
 from train.config.late_interaction_options import LateInteraction, LateInteractionOptions
 from train.config.ranking_options import Ranking
 from train.config.run_config import Run
+from train.config.sentence_denoising_options import SentenceDenoising
 from train.run.run_dir import is_run, modules_folder, read_config
 from train.weights.resolve_model_name import resolve_model_name
 from zoo.configs._pooling import DOCUMENT_NAMES, QUERY_NAMES
@@ -180,6 +181,15 @@ def similarity_options(init: str) -> Similarity:
         BadInput: see `_read_init_modules`.
     """
     return Similarity(pool=_read_init_modules(init).pool) if init else Similarity()
+
+
+def sentence_denoising_options(init: str) -> SentenceDenoising:
+    """Return the options of denoising sentences that continue the vectors of a model; the defaults for "".
+
+    Raises:
+        BadInput: see `_read_init_modules`.
+    """
+    return SentenceDenoising(pool=_read_init_modules(init).pool) if init else SentenceDenoising()
 
 
 def _read_init_modules(init: str) -> "EmbeddingModules":

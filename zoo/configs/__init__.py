@@ -34,6 +34,7 @@ Objective = Literal[
     "ranking",
     "rerank",
     "late_interaction",
+    "sentence_denoising",
     "denoising",
     "text_to_text",
     "instruction",

@@ -44,7 +44,7 @@ from zoo.sharding import constrain_tokens
 SUMMARY_SITE, CLASSIFIER_SITE = range(2)
 FINE_TUNED = (
     *("classification", "tagging", "span", "choice", "preference"),
-    *("contrastive", "similarity", "ranking", "rerank", "late_interaction"),
+    *("contrastive", "similarity", "ranking", "rerank", "late_interaction", "sentence_denoising"),
 )
 """Objectives that train the body of any encoder, most of them with a head."""
 

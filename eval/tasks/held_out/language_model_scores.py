@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Int64
+from jaxtyping import Array, Int64
 
 from eval.tasks.held_out.scoring_inputs import RowsToScore, ScoringInputs, no_items
 from train.engine.losses import token_losses
@@ -77,7 +77,11 @@ def score_targets(inputs: ScoringInputs) -> Callable[[Any], TextScore]:
 
 
 def text_scorer(
-    inputs: RowsToScore, token_bytes: np.ndarray, chunk: int = 0, kind: type[TextScore] = TextScore
+    inputs: RowsToScore,
+    token_bytes: np.ndarray,
+    chunk: int = 0,
+    kind: type[TextScore] = TextScore,
+    losses: Callable[[Any, Batch], Array] | None = None,
 ) -> Callable[[Any], TextScore]:
     """Return a function of parameters that scores every row of `inputs`.
 
@@ -87,14 +91,18 @@ def text_scorer(
     Args:
         token_bytes: number of UTF-8 bytes of each token, [V].
         chunk: number of predictions per row whose logits are computed at a time; 0 = all.
+        losses: returns the loss of each target in nats from (parameters, batch), [B, T]; None = that of the model's LM head.
     """
     model = inputs.model
 
-    def row_nats(params: Any, batch: Batch, carry: Any) -> tuple[jax.Array, Any]:
-        assert batch.targets is not None and batch.weights is not None
+    def of_head(params: Any, batch: Batch) -> Array:
+        assert batch.targets is not None
         hidden = model.apply(params, batch).hidden
-        nats = token_losses(Partial(model.unembed, params), hidden, batch.targets, vocabulary=model.config.vocab, chunk=chunk)
-        return (nats * batch.weights).sum(-1), carry
+        return token_losses(Partial(model.unembed, params), hidden, batch.targets, vocabulary=model.config.vocab, chunk=chunk)
+
+    def row_nats(params: Any, batch: Batch, carry: Any) -> tuple[jax.Array, Any]:
+        assert batch.weights is not None
+        return ((losses or of_head)(params, batch) * batch.weights).sum(-1), carry
 
     tokens, size = _count(inputs.rows, inputs.build, token_bytes)
 

@@ -5,8 +5,8 @@ loss); masked, left-to-right, distilled and permutation `masked_lm_scores` (perp
 text to text and instruction `language_model_scores.score_targets` (perplexity); fine-tuning `labelled_scores`; reward models, dpo
 and kto `preference_scores` (accuracy and margin); contrastive, ranking and similarity `embedding_scores` (accuracy and mean
 reciprocal rank of retrieval, correlations of similarities); rerank `rerank_scores` (the same of a query's candidates); late
-interaction `late_interaction_scores` (the same of MaxSim); policy_gradient and ppo `policy_scores` (mean reward of greedy
-responses).
+interaction `late_interaction_scores` (the same of MaxSim); sentence denoising `sentence_denoising_scores` (perplexity);
+policy_gradient and ppo `policy_scores` (mean reward of greedy responses).
 """
 
 import functools
@@ -22,6 +22,7 @@ from eval.tasks.held_out import (
     policy_scores,
     preference_scores,
     rerank_scores,
+    sentence_denoising_scores,
 )
 from eval.tasks.held_out.scoring_inputs import ScoringInputs
 from train.config import run_config
@@ -36,6 +37,7 @@ SCORERS: dict[str, Callable[[ScoringInputs], Callable[[Any], Any]]] = {
     "kto": preference_scores.score_kto,
     "contrastive": embedding_scores.score_contrastive,
     "ranking": embedding_scores.score_ranking,
+    "sentence_denoising": sentence_denoising_scores.score_sentences,
     "similarity": embedding_scores.score_similarity,
     "rerank": rerank_scores.score_rerank,
     "late_interaction": late_interaction_scores.score_late_interaction,
