@@ -64,8 +64,8 @@ class DenoisedSentences(LabelledObjective):
             decoder: dict[str, Any] = {**concatenate_texts([np.append(special.cls, ids)], length, special.pad)}
             targets = concatenate_texts([np.append(ids, special.sep)], length, special.pad)["tokens"]
             weights = (decoder["segments"] > 0).astype(np.float32)
-            source = Batch(**padded_row(noisy, length, special, typed=typed))
-            return decoder | {"targets": targets, "weights": weights, "source": source}
+            source: dict[str, Any] = {**padded_row(noisy, length, special, typed=typed)}
+            return decoder | {"targets": targets, "weights": weights, "source": Batch(**source)}
 
         return build
 

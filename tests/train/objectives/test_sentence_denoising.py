@@ -36,7 +36,7 @@ def batch_of(rows: int) -> Batch:
     """Texts of 3 to 8 tokens, and 1 to 3 of them as what is left."""
     rng = np.random.default_rng(1)
 
-    def side(sizes: np.ndarray) -> dict[str, np.ndarray]:
+    def side(sizes: np.ndarray) -> dict[str, Any]:
         segments = (np.arange(LENGTH) < sizes).astype(np.int32)
         tokens = rng.integers(2, 300, segments.shape).astype(np.int32) * segments
         return {"tokens": tokens, "segments": segments, "positions": np.arange(LENGTH, dtype=np.int32) * segments}
@@ -173,8 +173,8 @@ def gradients(kind: type[DenoisedSentences], *, through_vector: bool, net: Model
     """Return the gradients of the loss, without those through the vectors if they are not to count."""
 
     class Cut(kind):
-        def vectors(self, *given: Any) -> Any:
-            vectors = super().vectors(*given)
+        def vectors(self, model: Any, params: Any, batch: Batch, seeds: Any = None) -> Any:
+            vectors = super().vectors(model, params, batch, seeds)
             return vectors if through_vector else jax.lax.stop_gradient(vectors)
 
     batch = jax.tree.map(jnp.asarray, fields.get("batch") or batch_of(2))
@@ -263,7 +263,7 @@ def test_rows_have_the_text_and_what_is_left_of_it(family: str) -> None:
         assert targets[row, :size].tolist() == [*ids, special.sep]
         assert batch.tokens[row, :size].tolist() == [special.cls, *ids]
         assert batch.weights[row].tolist() == [1.0] * size + [0.0] * (24 - size)
-        noisy = source.tokens[row][source.segments[row] > 0].tolist()
+        noisy = source.tokens[row][source.segments[row] > 0].tolist()  # pyright: ignore[reportOptionalSubscript]
         left = noisy[special.before : special.before + len(noisy) - 2]
         assert noisy == special.single(np.array(left))[0].tolist() and left
         rest = iter(ids)
