@@ -60,7 +60,7 @@ class Batch:
     last position, int32 [B, 2]. For choices int32 [B], and for vectors of texts the numbers of the texts, int32 [B, C], or the
     score of a pair, float32 [B, 1]; the other fields of both are [B, C, T]."""
     source: "Batch | None" = None
-    """The encoder's input in an encoder-decoder."""
+    """The encoder's input in an encoder-decoder, or where a decoder that belongs to training alone reads a vector of it."""
     index: UInt32[Any, "..."] | None = None
     """Number of each example in the global stream, [B]; with the seed and the step, it is the key of all random numbers."""
     extra: dict[str, Any] | None = None
