@@ -99,7 +99,7 @@ def token_vectors(folder: Path, truncate: bool = False) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("attend", [False, True])
-@pytest.mark.parametrize("family", ["bert", "roberta", "xlnet"])
+@pytest.mark.parametrize("family", ["bert", "modernbert", "xlnet"])
 def test_vectors_are_those_of_training(family: str, attend: bool) -> None:
     """The rows of training and of tasks have the same special tokens, types, expansion and visible tokens."""
     loaded = encoders.loaded(family, "body")
