@@ -10,7 +10,7 @@ from tests.support.commands import call
 from tests.support.processes import ROOT
 
 COMMANDS = ("embed", "eval", "export", "fill-mask", "generate", "import", "predict", "experiment", "doctor", "compare", "audit")
-COMMANDS += (*(f"bench {kind}" for kind in ("attention", "step", "compare", "growth", "feedback")), "judge")
+COMMANDS += (*(f"bench {kind}" for kind in ("attention", "step", "embed", "compare", "growth", "feedback")), "judge")
 COMMANDS += ("data inspect gpt-nano", "search", "mine")
 PACKAGES = ("zoo", "train", "eval", "benchmarks")
 GROUPS = {"data", "labelled", "rollout"}
