@@ -17,7 +17,7 @@ from zoo.cli.option_parser import SYNONYMS, nearest_option, whole_number
 
 COMMAND_LINES = {
     "trian": "there is no command 'trian'; the nearest is train; choose models, recipes, train, eval, .*doctor",
-    "bench": "bench: choose one of attention, step, growth, feedback, compare, as in `zoo bench attention`",
+    "bench": "bench: choose one of attention, step, growth, feedback, embed, compare, as in `zoo bench attention`",
     "train gpt-nano --stpes 3": "there is no option --stpes; the nearest is --steps; zoo train gpt-nano --help lists the options",
     "train gpt-nano --batch_size=3": "there is no option --batch_size; the nearest is --data.batch",
     "train gpt-nano --Epochs 3": "there is no option --Epochs; the nearest is --steps",

@@ -43,7 +43,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labelled_files.put(folder / "choice.jsonl", four)
     ranked = [{"query": f"A sea of {n}.", "positive": f"A ship of {n}."} for n in range(20)]
     labelled_files.put(folder / "contrastive.jsonl", ranked)
-    labelled_files.put(folder / "rerank.jsonl", [row | {"negatives": ["A storm."]} for row in ranked])
+    labelled_files.put(folder / "late_interaction.jsonl", ranked)
+    for objective in ("ranking", "rerank"):
+        labelled_files.put(folder / f"{objective}.jsonl", [row | {"negatives": ["A storm."]} for row in ranked])
+    labelled_files.put(folder / "sentence_denoising.jsonl", [{"text": row["query"]} for row in ranked])
     scored = [{"sentence1": f"A sea of {n}.", "sentence2": f"A ship of {n}.", "score": n} for n in range(20)]
     labelled_files.put(folder / "similarity.jsonl", scored)
     lines = "".join(" ".join(random.Random(n).choices(book.split()[:200], k=6)) + "\n" for n in range(40))
