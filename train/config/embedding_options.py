@@ -153,6 +153,12 @@ class EmbeddingOptions(ObjectiveOptions):
         require(run.engine == "jit" or not group.compares_rows, "engine", run.engine, fix)
         group.check_model(model)
 
+    def check_negatives(self, run: Any, option: str, negatives: int) -> None:
+        """Refuse batches of one row whose query has no negative; `option` says how many of its own it has."""
+        fewest = min(stage.rows for stage in run.data.sizes.stages)
+        fix = f"the negatives of a query are the texts of other rows; choose 2 or more, or --{option} 1"
+        require(fewest > 1 or negatives > 0, "data.batch", fewest, fix)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ContrastiveOptions(EmbeddingOptions):
@@ -166,9 +172,7 @@ class ContrastiveOptions(EmbeddingOptions):
     def check_run(self, run: Any) -> None:
         """Refuse queries without a negative, and unsupervised learning without dropout."""
         super().check_run(run)
-        fewest = min(stage.rows for stage in run.data.sizes.stages)
-        fix = "the negatives of a query are the texts of other rows; choose 2 or more, or --contrastive.negatives 1"
-        require(fewest > 1 or self.contrastive.negatives > 0, "data.batch", fewest, fix)
+        self.check_negatives(run, "contrastive.negatives", self.contrastive.negatives)
         one_source, data = self.contrastive.one_source, run.data
         fix = "it divides batches by --data.paths; name two or more files or folders"
         require(not one_source or len(data.paths) > 1, "contrastive.one_source", True, fix)

@@ -73,9 +73,7 @@ class LateInteractionOptions(EmbeddingOptions):
     def check_run(self, run: Any) -> None:
         """Refuse queries without a negative, and queries that are longer than a row."""
         super().check_run(run)
-        fewest = min(stage.rows for stage in run.data.sizes.stages)
-        fix = "the negatives of a query are the texts of other rows; choose 2 or more, or --late-interaction.negatives 1"
-        require(fewest > 1 or self.late_interaction.negatives > 0, "data.batch", fewest, fix)
+        self.check_negatives(run, "late-interaction.negatives", self.late_interaction.negatives)
         length, longest = self.late_interaction.query_length, run.data.length
         fix = f"a row has --data.length {longest} tokens; choose at most {longest}, or longer rows"
         require(length <= longest, "late_interaction.query_length", length, fix)
