@@ -9,7 +9,8 @@ from zoo.configs import longest_row
 from zoo.configs._encoder import BodyConfig
 from zoo.cross_encoder_files import ScoreActivation, read_activation
 
-UNLIMITED = 1 << 31
+NO_LIMIT = 1 << 31
+"""Tokenizers without a limit name a larger number, such as 1e30."""
 
 
 class CrossEncoderSettings(NamedTuple):
@@ -41,6 +42,5 @@ def cross_encoder_settings(loaded: Loaded) -> CrossEncoderSettings:
         return CrossEncoderSettings("sigmoid" if run.options.rerank.loss == "pointwise" else "identity", run.data.length)
     activation = None if loaded.modules_folder is None else read_activation(loaded.modules_folder)
     longest = loaded.tokenizer.settings.get("model_max_length")
-    # Tokenizers without a limit have a number such as 1e30.
-    limits = [size for size in (longest, positions) if isinstance(size, int) and 0 < size < UNLIMITED]
+    limits = [size for size in (longest, positions) if isinstance(size, int) and 0 < size < NO_LIMIT]
     return CrossEncoderSettings(activation, min(limits, default=None))
