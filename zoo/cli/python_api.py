@@ -289,14 +289,15 @@ class LoadedModel:
         from eval.commands.embed import embed_with_progress
         from eval.inference.encoder_inputs import Vectors
 
-        check_argument(pool in (pools := ("auto", *get_args(Pool))), "pool", pool, f"choose {', '.join(pools)}")
+        pools = ("auto", *get_args(Pool))
+        check_argument(pool in pools, "pool", pool, f"choose {', '.join(pools)}")
         flag = None if normalize is None else check_type(bool, normalize, "normalize")
         check_type(bool, truncate, "truncate")
         written = None if prompt_text is None else check_type(str, prompt_text, "prompt_text")
+        count = check_type(int, dimensions, "dimensions")
         named = _named(check_texts(texts, "texts", blank=False))
-        numbers = {"dimensions": check_type(int, dimensions, "dimensions")}
-        strings: dict[str, Any] = {"pool": pool, "prompt": check_type(str, prompt, "prompt"), "prompt_text": written}
-        options = Vectors(normalize=flag, **strings, **numbers)
+        settings: dict[str, Any] = {"pool": pool, "normalize": flag, "dimensions": count, "prompt_text": written}
+        options = Vectors(prompt=check_type(str, prompt, "prompt"), **settings)
         vectors = embed_with_progress(self._encoder(), named, options, truncate=truncate, quiet=True)
         return vectors[0] if isinstance(texts, str) else vectors
 
