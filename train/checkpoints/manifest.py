@@ -24,7 +24,7 @@ NAME = "COMMIT.json"
 FORMAT = 1
 COUNTS = {"input_tokens": int, "text_tokens": int, "predictions": int, "bytes": int}
 ANCESTOR = {"row": str, "seeds": [int], "path": str, "costs": {str: Number | None}}
-PARENT = {"path": str, "from_run?": str, "row": str, "seeds": [int], "ancestors": [ANCESTOR]}
+PARENT = {"path": str, "hub?": str, "from_run?": str, "row": str, "seeds": [int], "ancestors": [ANCESTOR]}
 META = {
     **{"config?": {str: object}, "held_out?": str, "tokenizer?": str, "data?": str, "targets?": {str: object}},
     "held_out_text?": str,

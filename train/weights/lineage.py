@@ -19,13 +19,15 @@ from train.run.run_dir import RunDir, is_run, no_checkpoint, read_config
 from train.run.run_identity import flat_options, may_change
 from train.weights.load import open_checkpoints
 from train.weights.resolve_model_name import resolve_model_name
+from zoo.hf import hub
 from zoo.sha256_and_fsync import sha256
 
 Parent = dict[str, Any]
 """The record of a parent, as JSON: `path`, as the option names it; `from_run`, the same relative to the run's folder; `row`, a
 SHA-256 digest that is equal for two parents if and only if they belong to the same row; `seeds` of its ancestors and of itself,
 the oldest first; and `ancestors`, which are its ancestors and itself, each with `row`, `seeds`, `path` and `costs`. Published
-weights have no seeds and no ancestors, because nothing is known about their training."""
+weights have no seeds and no ancestors, because nothing is known about their training. If they, or those that the first of its
+ancestors began with, came from the hub, `hub` is their ORG/NAME@REVISION."""
 
 PARENT_KEYS = ("init", "distillation.teacher")
 """Keys of `train.run.run_identity.flat_options` that name a parent."""
@@ -84,7 +86,9 @@ def _total(name: str, values: Sequence[float | int | None]) -> float | int | Non
 def _read_parent(name: str) -> Parent:
     folder = resolve_model_name(name)
     if not is_run(folder):
-        return {"path": name, "row": digest_of_weights(folder), "seeds": [], "ancestors": []}
+        origin = hub.read_origin(folder, name)
+        of_hub: Parent = {"hub": origin} if origin else {}
+        return {"path": name, **of_hub, "row": digest_of_weights(folder), "seeds": [], "ancestors": []}
     run, files = read_config(folder), RunDir(folder)
     source = open_checkpoints(folder, run)
     if (step := source.latest()) is None:
@@ -106,8 +110,10 @@ def _read_parent(name: str) -> Parent:
     if not own_parents and (run.init or run.teacher):
         costs = dict.fromkeys(NAMES)
     itself = {"row": row, "seeds": seeds, "path": name, "costs": costs}
+    weights = own_parents.get("init", {})
     return {
         "path": name,
+        **({"hub": weights["hub"]} if "hub" in weights else {}),
         "row": row,
         "seeds": seeds,
         "ancestors": [*(ancestor for parent in own_parents.values() for ancestor in parent["ancestors"]), itself],

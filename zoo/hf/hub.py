@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from zoo import trust
 from zoo.errors import BadInput, without_secrets
 from zoo.file_access import read_regular_text
+from zoo.json_shapes import read_shaped_json
 from zoo.runtime import caches
 
 T = TypeVar("T")
@@ -24,6 +25,8 @@ IGNORED = ["[!0-9]*/*"]
 of sentence-transformers' modules begins with a digit."""
 FLAX_PATTERNS = ["flax_model.msgpack", "flax_model.msgpack.index.json", "flax_model-*.msgpack"]
 """Weights that are fetched if a model has no safetensors."""
+ORIGIN = "hub_origin.json"
+"""File of an imported model that names the model on the hub that it is a copy of: {"id": "ORG/NAME", "revision": "COMMIT"}."""
 PATIENCE = 5.0
 """Seconds to wait for the hub's first answer."""
 
@@ -93,6 +96,43 @@ def request_from_hub(
             raise
         why = " ".join(without_secrets(str(error)).split())[:120]
         raise BadInput(f"{name}: {missing}, and the hub does not answer ({why}); go online once, or give {instead}") from None
+
+
+def write_origin(folder: Path, name: str, source: Path) -> None:
+    """Write the id and the commit of a model of the hub into a copy of it.
+
+    Args:
+        name: ID or ID@REVISION, with or without "hub:".
+        source: the folder in the local cache, which is named by the commit.
+    """
+    content = {"id": name.removeprefix(PREFIX).partition("@")[0], "revision": source.name}
+    (folder / ORIGIN).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_origin(folder: Path, name: str = "") -> str:
+    """Return the model of the hub that a folder of published weights is, or is a copy of, as ORG/NAME@COMMIT; "" if unknown.
+
+    Args:
+        name: the name by which the folder was found, which may be hub:ID.
+
+    Raises:
+        BadInput: the file that names it is damaged.
+    """
+    if name.startswith(PREFIX):
+        return f"{name.removeprefix(PREFIX).partition('@')[0]}@{folder.name}"
+    content = read_shaped_json(folder / ORIGIN, {"id": str, "revision": str}, "remove it")
+    return f"{content['id']}@{content['revision']}" if content and is_hub_id(content["id"]) else ""
+
+
+def is_hub_id(name: str) -> bool:
+    """Return whether a name has the form of an id of the hub: NAME or ORG/NAME."""
+    from huggingface_hub import errors, utils
+
+    try:
+        utils.validate_repo_id(name)
+    except errors.HFValidationError:
+        return False
+    return True
 
 
 def _is_complete(folder: Path) -> bool:
