@@ -3,7 +3,7 @@
 import dataclasses
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,37 @@ from train.weights import adapter_params
 from train.weights.cross_encoder_settings import cross_encoder_settings, is_cross_encoder
 from train.weights.generation_settings import GENERATION_FILE, write_generation
 from train.weights.load import Loaded, load_average, load_model, load_width, restore_trained
-from train.weights.resolve_model_name import import_source, import_target
+from train.weights.resolve_model_name import import_source, import_target, resolve_model_name
 from train.weights.reward_scale import RewardScale, write_scale
 from train.weights.token_modules import loaded_modules
 from zoo import configs, models, published_weights
 from zoo.cross_encoder_files import activation_entries
 from zoo.embedding_modules import write_modules
 from zoo.errors import require
-from zoo.hf import safetensors_dir
+from zoo.hf import hub, safetensors_dir
 from zoo.lora import peft_files
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Exported:
+    """The origin of the weights in an exported folder."""
+
+    source: Path
+    """Folder of the run, or of the published weights."""
+    config: Any
+    """Configuration of the model."""
+    run: run_config.Run | None = None
+    """The run; None for published weights."""
+    step: int | None = None
+    """Step of the checkpoint, the newest one of an average."""
+    origin: str = ""
+    """Published weights on the hub, as ORG/NAME@COMMIT; "" = a run, or weights of another origin."""
+    average: str = ""
+    """Words for an average that this command made, whose parameters the run never had; "" = a checkpoint as it is."""
+
+
+Describe = Callable[[Path, Exported], None]
+"""Writes a description of exported weights into their folder, before it gets its name."""
 
 
 def import_weights(where: str, *, out: str, name: str, explain: bool, mesh: run_config.Mesh) -> int:
@@ -53,6 +75,8 @@ def import_weights(where: str, *, out: str, name: str, explain: bool, mesh: run_
         _write(new_folder, loaded)
         if (folder / GENERATION_FILE).exists():
             shutil.copyfile(folder / GENERATION_FILE, new_folder / GENERATION_FILE)
+        if not Path(where).is_dir():
+            hub.write_origin(new_folder, where, folder)
     command = _next_command(loaded)
     first = f"zoo {command} {target}, " if command else ""
     print(f"{target}: {_summary(loaded)}\n{first}zoo eval {target} --task ..., or zoo train RECIPE --init {target}")
@@ -70,13 +94,22 @@ def _next_command(loaded: Loaded) -> str:
 
 
 def export_run(
-    run: str, target: str, *, step: int | None, last: int, shard: float, mesh: run_config.Mesh, width: float = 0.0
+    run: str,
+    target: str,
+    *,
+    step: int | None,
+    last: int,
+    shard: float,
+    mesh: run_config.Mesh,
+    width: float = 0.0,
+    describe: Describe,
 ) -> int:
     """Write a run's checkpoint as a published folder: config.json, safetensors of at most `shard` GB, the tokenizer's files.
 
     Args:
         last: write the mean of this many of its newest checkpoints instead; 0 = write one checkpoint.
         width: write an average of this width at the newest step; 0 = write what the run computed.
+        describe: adds a description to the folder.
 
     Raises:
         BadInput: see `train.weights.load.load_model`; `target` exists; or the model has no published form.
@@ -89,6 +122,12 @@ def export_run(
         else:
             loaded = load_average(run, devices, last) if last else load_model(run, devices, step)
         dtype = _write(new_folder, loaded, largest=int(shard * 1e9))
+        average = f"the mean of the {last} newest checkpoints" if last > 1 else ""
+        average = f"an average of width {width:g} over the steps" if width else average
+        source, config = resolve_model_name(run, step), loaded.model.config
+        origin = hub.read_origin(source, run) if loaded.run is None else ""
+        facts = Exported(source=source, config=config, run=loaded.run, step=loaded.step, origin=origin, average=average)
+        describe(new_folder, facts)
     at = "" if loaded.step is None else f", step {loaded.step:,}" + (f" and {last - 1} before it, averaged" if last else "")
     at += f", an average of width {width:g}" if width else ""
     form = "" if dtype == "float32" else f", written as {dtype}, which rounds none of these numbers"
@@ -96,7 +135,7 @@ def export_run(
     return 0
 
 
-def export_adapter(run: str, target: str, *, step: int | None, mesh: run_config.Mesh) -> int:
+def export_adapter(run: str, target: str, *, step: int | None, mesh: run_config.Mesh, describe: Describe) -> int:
     """Write the adapters of a run, and its head if it is fine-tuned, as the two files of an adapter of peft.
 
     Raises:
@@ -110,6 +149,7 @@ def export_adapter(run: str, target: str, *, step: int | None, mesh: run_config.
     with safetensors_dir.new_folder(Path(target)) as new_folder:
         params, number, _ = restore_trained(Path(run), config, device_mesh.make_mesh(mesh), step)
         peft_files.save_adapter(new_folder, config.model, spec, jax.device_get(params), base=config.init)
+        describe(new_folder, Exported(source=Path(run), config=config.model, run=config, step=number))
     print(f"{target}: {adapter_params.adapter_summary(models.model(config.model), spec)}, step {number:,}")
     return 0
 

@@ -57,7 +57,7 @@ def train(recipe: str = "gpt-nano", **options: Any) -> Path:
     from train.run.run_dir import RunDir
 
     folder = Path()
-    for name, arguments in parse_phases(recipe, list(_arguments(options))):
+    for name, arguments in parse_phases(recipe, list(option_words(options))):
         run = parse_run(name, arguments)
         require(run.machine.processes == 1, "processes", run.machine.processes, "several processes are started by `zoo train`")
         jax_setup.prepare_jax(run.machine.devices)
@@ -113,14 +113,14 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{name}", value
 
 
-def _arguments(options: Mapping[str, Any], prefix: str = "") -> list[str]:
+def option_words(options: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Return options as the words of a command line."""
     words: list[str] = []
     for key, value in options.items():
         *groups, name = f"{prefix}{key}".replace("_", "-").split(".")
         option = "--" + ".".join([*groups, name])
         if isinstance(value, Mapping):
-            words += _arguments(value, f"{prefix}{key}.")
+            words += option_words(value, f"{prefix}{key}.")
         elif isinstance(value, bool):
             words.append(option if value else "--" + ".".join([*groups, f"no-{name}"]))
         elif isinstance(value, list | tuple):

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 from safetensors.numpy import load_file, save_file
 
 from tests.support import encoders, published, tiny
@@ -44,9 +45,13 @@ def test_weights_are_imported_trained_and_exported(place: Path, capsys: pytest.C
     assert kept.keys() == stored.keys()
     assert all(np.array_equal(kept[name], stored[name]) for name in stored)
 
+    # The folder says which model of the hub it is a copy of, as after an import from there.
+    hub.write_origin(place / "models" / "gpt2", "hub:openai/gpt2@main", Path("snapshots", "c0ffee"))
     # Steps too small to matter show what the run began with.
     printed(capsys, *TRAIN, "--init", "models/gpt2", "--optim.lr", "1e-9", "--name", "goes-on")
     assert "step 2" in printed(capsys, "export", "runs/goes-on", "out")
+    card = ModelCard.load(place / "out" / "README.md")
+    assert card.data.base_model == "openai/gpt2" and "at the commit `c0ffee`" in card.text
     after = load_file(place / "out" / safetensors_dir.SINGLE)
     assert all(np.allclose(after[name], stored[name], atol=1e-6) for name in stored)
     assert json.loads((place / "out" / "config.json").read_text())["architectures"] == ["GPT2LMHeadModel"]

@@ -1,0 +1,51 @@
+"""The command that trains a run again, from its configuration."""
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from zoo.cli.python_functions import option_words
+from zoo.errors import BadInput
+
+if TYPE_CHECKING:
+    from train.config.run_config import Run
+
+OF_DATA = ("model.labels", "model.multi_label")
+"""Options that the data decide."""
+HEADER = ("family", "objective", "model.exported", "log")
+"""Keys of `flat_options` that are no options, or change nothing of a model."""
+
+
+def train_command(run: "Run") -> list[str]:
+    """Return the words of a `zoo train` command that gives a run its options, except those of where it is saved and reported.
+
+    Returns:
+        The words from "zoo" on; none if no command of this version gives them: the recipe or the model that it begins with is
+        gone, or has other defaults than those that options can change.
+    """
+    from train import recipes
+    from train.config.find_objective import with_objective
+    from train.run.run_identity import flat_options
+    from zoo.cli.commands.train import parse_options
+
+    with contextlib.suppress(BadInput, SystemExit):
+        default = recipes.recipe_run(run.recipe, run.init)
+        objective = [] if default.objective == run.objective else ["--objective", str(run.objective)]
+        if objective:
+            default = with_objective(default, str(run.objective))
+        before, options = flat_options(default), _options(run)
+        words = [*objective, *option_words({key: value for key, value in options.items() if before.get(key) != value})]
+        if _options(parse_options(run.recipe, list(words))) == options:
+            return ["zoo", "train", run.recipe, *words]
+    return []
+
+
+def _options(run: "Run") -> dict[str, Any]:
+    """Return the options of a run that decide its parameters, to the last digit."""
+    from train.run.run_identity import flat_options, is_repeated, may_change
+
+    names = (*OF_DATA, *HEADER)
+    return {
+        key: value
+        for key, value in flat_options(run).items()
+        if (is_repeated(key) or not may_change(key)) and not any(key == name or key.startswith(f"{name}.") for name in names)
+    }
