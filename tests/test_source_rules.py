@@ -25,6 +25,7 @@ EXTRA_IMPORTS = {
     "zoo/cli/models_table.py": {"rich"},
     "zoo/cli/doctor_report.py": {"rich"},
     "zoo/hf/hub.py": {"huggingface_hub"},
+    "zoo/hf/hub_upload.py": {"huggingface_hub"},
     "zoo/object_store.py": {"fsspec"},
     "zoo/attention/kernels/tokamax.py": {"tokamax"},
     "zoo/hf/safetensors_dir.py": {"safetensors", "huggingface_hub", "ml_dtypes"},

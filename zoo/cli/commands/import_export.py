@@ -1,11 +1,20 @@
 """The commands `zoo import` and `zoo export`."""
 
 import dataclasses
-from typing import Annotated
+import functools
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 from zoo.cli import early_checks
 from zoo.cli.command_setup import prepare_process, require_one_process
 from zoo.cli.option_parser import parse
+from zoo.cli.train_command import train_command
+from zoo.errors import BadInput
+from zoo.hf import hub_upload
+
+if TYPE_CHECKING:
+    from train.weights.import_export import Exported
 
 
 def import_weights(args: list[str]) -> int:
@@ -50,7 +59,7 @@ def export(args: list[str]) -> int:
 
     @dataclasses.dataclass(frozen=True)
     class Export:
-        """Write a run's weights as a folder that transformers loads: config.json, safetensors, tokenizer."""
+        """Write a run's weights as a folder that transformers loads: config.json, safetensors, tokenizer, a model card."""
 
         run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
         """Folder of a run."""
@@ -67,6 +76,13 @@ def export(args: list[str]) -> int:
         """Write only the adapters of a run with --lora.rank, in peft's format; otherwise they are merged into the weights."""
         shard: float = 5.0
         """Size of the largest safetensors file, in GB."""
+        license: str = ""
+        """Id of the licence of the weights, as the hub names it (apache-2.0, mit, ...), for the model card; empty = none."""
+        push: str = ""
+        """Upload the folder as a commit of this repository of the Hugging Face hub, ORG/NAME, which is created if there is none;
+        it needs --license, and a token (hf auth login, or HF_TOKEN). Empty = nowhere."""
+        private: bool = False
+        """Make a repository that --push creates visible to its owner only."""
         mesh: Mesh = dataclasses.field(default_factory=Mesh)
         machine: Annotated[Machine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(default_factory=Machine)
 
@@ -78,11 +94,33 @@ def export(args: list[str]) -> int:
     early_checks.check_average_width(options.average_width, alone=options.step is None and not (options.last or options.adapter))
     early_checks.check_new(options.target)
     early_checks.check_weights(run)
+    hub_upload.check_licence(options.license)
+    if options.private and not options.push:
+        raise BadInput("--private: it is of a repository; name one with --push, or leave the option out")
+    if options.push:
+        hub_upload.check_upload(options.push, options.license)
     if (code := prepare_process(options.machine, ["export", *args])) is not None:
         return code
     from train.weights import import_export
 
+    name = options.push.rpartition("/")[2] or Path(options.target).resolve().name
+    common: Any = {"step": options.step, "mesh": options.mesh, "describe": functools.partial(_describe, name, options.license)}
     if options.adapter:
-        return import_export.export_adapter(run, options.target, step=options.step, mesh=options.mesh)
-    which = {"step": options.step, "last": options.last, "width": options.average_width}
-    return import_export.export_run(run, options.target, **which, shard=options.shard, mesh=options.mesh)
+        import_export.export_adapter(run, options.target, **common)
+    else:
+        which = {"last": options.last, "width": options.average_width}
+        import_export.export_run(run, options.target, **which, shard=options.shard, **common)
+    if not options.license:
+        print(f"! {options.target}/README.md names no licence, which the hub asks for; --license ID gives one", file=sys.stderr)
+    if options.push:
+        message = f"Upload {name} from transformer-zoo"
+        print(hub_upload.upload_folder(Path(options.target), options.push, private=options.private, message=message))
+    return 0
+
+
+def _describe(name: str, license_id: str, folder: Path, exported: "Exported") -> None:
+    """Write the model card of an exported model into its folder."""
+    from eval.model_card.write_card import write_card
+
+    command = () if exported.run is None else train_command(exported.run)
+    write_card(folder, exported, name=name, license_id=license_id, command=command)
