@@ -34,7 +34,9 @@ def code(value: Any) -> str:
 
 def plain(text: str) -> str:
     """Return a text with escapes before the characters that have a meaning in Markdown."""
-    return re.sub(r"([\\`*_{}\[\]()<>#|!&~])", r"\\\1", " ".join(printable(text).split()))
+    # An underscore within a word has no meaning.
+    special = r"([\\`*{}\[\]()<>#|!&~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))"
+    return re.sub(special, r"\\\1", " ".join(printable(text).split()))
 
 
 def public_name(value: str) -> str:
@@ -49,7 +51,8 @@ def introduction(exported: Exported, tokens: float | int | None) -> str:
     config, run = exported.config, exported.run
     family, size = configs.family_of(config), configs.published_name(config)
     named = f" of the size {code(size)}" if size else ""
-    first = f"A model of the family {code(family)}{named} with {models.parameter_count(config):,} parameters"
+    model = f"model of the family {code(family)}{named} with {models.parameter_count(config):,} parameters"
+    first = f"{plain(exported.adapter)}, for a {model}" if exported.adapter else f"A {model}"
     if run is None:
         return f"{first}, converted by transformer-zoo from published weights, which it did not train."
     amount = "" if tokens is None else f", on {short_number(tokens)} tokens"
@@ -101,12 +104,13 @@ def training_facts(
 def _beginning(run: Run, base: str, parents: Mapping[str, Any]) -> str:
     if not run.init:
         return f"initialized at random, seed {run.seed}"
-    row = parents.get("init", {}).get("row", "")
-    digest = f" (SHA-256 {code(row)})" if row else ""
-    if base:
-        model, _, commit = base.partition("@")
-        return f"[{plain(model)}](https://huggingface.co/{model})" + (f" at the commit {code(commit)}" if commit else "") + digest
-    return f"those of {code(public_name(run.init))}{digest}"
+    parent = parents.get("init", {})
+    model, _, commit = base.partition("@")
+    link = f"[{plain(model)}](https://huggingface.co/{model})" + (f" at the commit {code(commit)}" if commit else "")
+    if parent.get("ancestors"):
+        return f"those of the run {code(public_name(run.init))}" + (f", which descends from {link}" if base else "")
+    digest = f" (SHA-256 of its files {code(parent['row'])})" if "row" in parent else ""
+    return f"those of {link if base else code(public_name(run.init))}{digest}"
 
 
 def _steps(exported: Exported) -> str:
@@ -124,7 +128,8 @@ def command_blocks(words: Sequence[str], recipe: str) -> list[Block]:
         words: the words of the command; none = there is no command.
     """
     if not words:
-        return [f"This version has no command that gives all options of this run of {code(recipe)}; its config.json has them."]
+        why = "this version has another recipe of the name, or the weights that it begins with are not here"
+        return [f"No command was found that gives all options of this run of {code(recipe)}, which its config.json has: {why}."]
     single = [part for word in words for part in _split(word)]
     public = [public_name(word) for word in single]
     lines, line = [], ""
@@ -203,9 +208,9 @@ def limits(exported: Exported, tokens: float | int | None, scores: Sequence[Scor
     run, longest = exported.run, configs.longest_row(exported.config)
     lines = []
     if run is not None:
-        amount = "a number of tokens that is not recorded" if tokens is None else f"{tokens:,} tokens, repetitions included"
-        beginning = ", after whatever the weights it began with had seen" if run.init else ""
-        lines.append(f"It was trained on {amount}{beginning}, of the data above and no others.")
+        amount = "A number of tokens that is not recorded" if tokens is None else f"{tokens:,} tokens"
+        lines.append(f"{amount} of the data above were seen, repetitions and padding included, and no other data.")
+        lines.append("What the weights that it began with were trained on is not described here." if run.init else "")
         lines.append("Its scores are on held-out data of the same sources, and say little about other text." if scores else "")
     lines.append("" if longest is None else f"It reads at most {longest:,} tokens at a time.")
     lines.append("No evaluation of safety, bias or factual accuracy is recorded.")

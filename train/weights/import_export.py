@@ -46,6 +46,8 @@ class Exported:
     """Step of the checkpoint, the newest one of an average."""
     origin: str = ""
     """Published weights on the hub, as ORG/NAME@COMMIT; "" = a run, or weights of another origin."""
+    adapter: str = ""
+    """Words for the adapters, if the folder has only these."""
     average: str = ""
     """Words for an average that this command made, whose parameters the run never had; "" = a checkpoint as it is."""
 
@@ -149,8 +151,9 @@ def export_adapter(run: str, target: str, *, step: int | None, mesh: run_config.
     with safetensors_dir.new_folder(Path(target)) as new_folder:
         params, number, _ = restore_trained(Path(run), config, device_mesh.make_mesh(mesh), step)
         peft_files.save_adapter(new_folder, config.model, spec, jax.device_get(params), base=config.init)
-        describe(new_folder, Exported(source=Path(run), config=config.model, run=config, step=number))
-    print(f"{target}: {adapter_params.adapter_summary(models.model(config.model), spec)}, step {number:,}")
+        summary = adapter_params.adapter_summary(models.model(config.model), spec)
+        describe(new_folder, Exported(source=Path(run), config=config.model, run=config, step=number, adapter=summary))
+    print(f"{target}: {summary}, step {number:,}")
     return 0
 
 

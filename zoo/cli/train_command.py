@@ -32,7 +32,8 @@ def train_command(run: "Run") -> list[str]:
         objective = [] if default.objective == run.objective else ["--objective", str(run.objective)]
         if objective:
             default = with_objective(default, str(run.objective))
-        before, options = flat_options(default), _options(run)
+        # A recipe that takes the size of its model from other weights has their name in its defaults.
+        before, options = flat_options(default) | {"init": ""}, _options(run)
         words = [*objective, *option_words({key: value for key, value in options.items() if before.get(key) != value})]
         if _options(parse_options(run.recipe, list(words))) == options:
             return ["zoo", "train", run.recipe, *words]
