@@ -32,7 +32,7 @@ class Score:
     metric: str
     value: float | int
     interval: tuple[float, float] | None = None
-    """Ends of the 95% interval; None = no outcomes of single items are recorded for it."""
+    """Ends of the 95% interval; None = no outcomes of single items are recorded for it, or all are equal, which says nothing."""
     items: int | None = None
     """Number of examples, or of rows of a text."""
 
@@ -104,7 +104,7 @@ def _intervals(judged: Mapping[str, float | int], outcomes: Outcomes) -> dict[st
         if name not in judged or not count.sum() or not np.isfinite(sums).all():
             continue
         mean, error = ratio_and_error(sums, count)
-        if error is not None and abs(mean - judged[name]) <= ROUNDING * max(1.0, abs(judged[name])):
+        if error and abs(mean - judged[name]) <= ROUNDING * max(1.0, abs(judged[name])):
             intervals[name] = _ends(judged[name], error, share=field == "right")
     if "loss" in intervals:
         low, high = intervals["loss"]
@@ -124,7 +124,7 @@ def _task_scores(name: str, result: Mapping[str, Any]) -> list[Score]:
             task=name,
             metric=metric,
             value=value,
-            interval=_ends(value, error) if (error := metrics.get(f"{metric}{ERROR}")) is not None else None,
+            interval=_ends(value, error) if (error := metrics.get(f"{metric}{ERROR}")) else None,
             items=result["examples"],
         )
         for metric, value in metrics.items()

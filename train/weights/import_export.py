@@ -104,14 +104,14 @@ def export_run(
     shard: float,
     mesh: run_config.Mesh,
     width: float = 0.0,
-    describe: Describe,
+    describe: Describe | None = None,
 ) -> int:
     """Write a run's checkpoint as a published folder: config.json, safetensors of at most `shard` GB, the tokenizer's files.
 
     Args:
         last: write the mean of this many of its newest checkpoints instead; 0 = write one checkpoint.
         width: write an average of this width at the newest step; 0 = write what the run computed.
-        describe: adds a description to the folder.
+        describe: adds a description to the folder; None = it gets none.
 
     Raises:
         BadInput: see `train.weights.load.load_model`; `target` exists; or the model has no published form.
@@ -124,12 +124,13 @@ def export_run(
         else:
             loaded = load_average(run, devices, last) if last else load_model(run, devices, step)
         dtype = _write(new_folder, loaded, largest=int(shard * 1e9))
-        average = f"the mean of the {last} newest checkpoints" if last > 1 else ""
-        average = f"an average of width {width:g} over the steps" if width else average
-        source, config = resolve_model_name(run, step), loaded.model.config
-        origin = hub.read_origin(source, run) if loaded.run is None else ""
-        facts = Exported(source=source, config=config, run=loaded.run, step=loaded.step, origin=origin, average=average)
-        describe(new_folder, facts)
+        if describe is not None:
+            average = f"the mean of the {last} newest checkpoints" if last > 1 else ""
+            average = f"an average of width {width:g} over the steps" if width else average
+            source, config = resolve_model_name(run, step), loaded.model.config
+            origin = hub.read_origin(source, run) if loaded.run is None else ""
+            facts = Exported(source=source, config=config, run=loaded.run, step=loaded.step, origin=origin, average=average)
+            describe(new_folder, facts)
     at = "" if loaded.step is None else f", step {loaded.step:,}" + (f" and {last - 1} before it, averaged" if last else "")
     at += f", an average of width {width:g}" if width else ""
     form = "" if dtype == "float32" else f", written as {dtype}, which rounds none of these numbers"

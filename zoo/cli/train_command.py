@@ -1,10 +1,12 @@
 """The command that trains a run again, from its configuration."""
 
 import contextlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.cli.python_functions import option_words
 from zoo.errors import BadInput
+from zoo.hf import hub
 
 if TYPE_CHECKING:
     from train.config.run_config import Run
@@ -18,15 +20,19 @@ HEADER = ("family", "objective", "model.exported", "log")
 def train_command(run: "Run") -> list[str]:
     """Return the words of a `zoo train` command that gives a run its options, except those of where it is saved and reported.
 
+    Nothing is imported that the configuration alone names, and nothing is fetched.
+
     Returns:
-        The words from "zoo" on; none if no command of this version gives them: the recipe or the model that it begins with is
-        gone, or has other defaults than those that options can change.
+        The words from "zoo" on; none if no command of this version gives them: the recipe is one of a plug-in, or it or the model
+        that the run begins with is not here, or has other defaults than those that options can change.
     """
     from train import recipes
     from train.config.find_objective import with_objective
     from train.run.run_identity import flat_options
     from zoo.cli.commands.train import parse_options
 
+    if run.recipe not in recipes.recipes() or (recipes.takes_weights(run.recipe) and not _is_here(run.init)):
+        return []
     with contextlib.suppress(BadInput, SystemExit):
         default = recipes.recipe_run(run.recipe, run.init)
         objective = [] if default.objective == run.objective else ["--objective", str(run.objective)]
@@ -38,6 +44,13 @@ def train_command(run: "Run") -> list[str]:
         if _options(parse_options(run.recipe, list(words))) == options:
             return ["zoo", "train", run.recipe, *words]
     return []
+
+
+def _is_here(source: str) -> bool:
+    """Return whether a model can be read without a download."""
+    with contextlib.suppress(BadInput):
+        return hub.find_cached(source) is not None if source.startswith(hub.PREFIX) else Path(source).is_dir()
+    return False
 
 
 def _options(run: "Run") -> dict[str, Any]:

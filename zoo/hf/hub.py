@@ -41,20 +41,12 @@ def fetch_model(name: str) -> Path:
             other users can write to the cache, see `zoo.runtime.caches.private_folder`.
     """
     import huggingface_hub
-    from huggingface_hub import constants, errors
 
-    caches.private_folder(Path(constants.HF_HUB_CACHE), "HF_HUB_CACHE")
+    if (cached := find_cached(name)) is not None:
+        return cached
     repo_id, _, revision = name.removeprefix(PREFIX).partition("@")
     revision = revision or None
-    patterns: dict[str, Any] = {"allow_patterns": [*PATTERNS, *FLAX_PATTERNS], "ignore_patterns": IGNORED}
-    try:
-        cached = huggingface_hub.snapshot_download(repo_id, revision=revision, local_files_only=True, **patterns)
-        if _is_complete(Path(cached)):
-            return Path(cached)
-    except errors.HFValidationError as error:
-        raise BadInput(f"{name}: not a hub id ({error})") from None
-    except errors.LocalEntryNotFoundError:
-        pass
+    patterns: dict[str, Any] = {"ignore_patterns": IGNORED}
 
     def download() -> str:
         # One request without retries, before a download that has many.
@@ -64,6 +56,27 @@ def fetch_model(name: str) -> Path:
         return huggingface_hub.snapshot_download(repo_id, revision=revision, **patterns)
 
     return Path(request_from_hub(download, name, "model or revision", instead="a folder"))
+
+
+def find_cached(name: str) -> Path | None:
+    """Return the folder of a model that `fetch_model` would not download; None if the local cache does not have it.
+
+    Raises:
+        BadInput: the name is no id of the hub; or other users can write to the cache.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    caches.private_folder(Path(constants.HF_HUB_CACHE), "HF_HUB_CACHE")
+    repo_id, _, revision = name.removeprefix(PREFIX).partition("@")
+    patterns: Any = {"allow_patterns": [*PATTERNS, *FLAX_PATTERNS], "ignore_patterns": IGNORED}
+    try:
+        cached = huggingface_hub.snapshot_download(repo_id, revision=revision or None, local_files_only=True, **patterns)
+    except errors.HFValidationError as error:
+        raise BadInput(f"{name}: not a hub id ({error})") from None
+    except errors.LocalEntryNotFoundError:
+        return None
+    return Path(cached) if _is_complete(Path(cached)) else None
 
 
 def patterns_for(files: Sequence[str]) -> list[str]:
