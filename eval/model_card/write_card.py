@@ -71,7 +71,9 @@ def _curve(folder: Path, exported: Exported, facts: "_RunFacts") -> list[Block]:
     if not (train or valid):
         return []
     assert exported.run is not None
-    chosen = exported.step if train and exported.step != train[-1]["step"] and not exported.average else None
+    # The run scores its choice, the best checkpoint if it keeps one.
+    is_choice = any(not score.task for score in facts.scores[0])
+    chosen = exported.step if is_choice and train and exported.step != train[-1]["step"] else None
     marked = run_charts.MarkedSteps([start["step"] for start in facts.starts[1:]], chosen)
     figure = run_charts.run_curves(train, valid, marked, (), exported.run.selection.metric)[0]
     (folder / CURVE).write_bytes(draw_png(figure))

@@ -72,11 +72,17 @@ def test_scores_of_other_parameters_are_not_listed(tmp_path: Path) -> None:
     """Those of another step, and those of a run whose export is an average."""
     card, text = card_of(tmp_path / "step", step=50)
     assert card.data.eval_results is None and "The run's own score is of step 100, not of these weights" in text
+    assert "the best validation" not in text
     card, text = card_of(tmp_path / "average", average="the mean of the 3 newest checkpoints")
     assert card.data.eval_results is None and "The weights are the mean of the 3 newest checkpoints." in text
     # Outcomes that are not those of the score give no interval.
     _, text = card_of(tmp_path / "other", **{"scores.json": SCORES | {"loss": 2.0}})
     assert "| Loss | 2.0000 |  |  |" in text
+
+
+def test_the_chosen_checkpoint_is_marked(tmp_path: Path) -> None:
+    _, text = card_of(tmp_path, step=50, **{"scores.json": SCORES | {"step": 50}})
+    assert "the best validation at step 50](curve.png)" in text and "| Loss | 3.1000 |" in text
 
 
 @pytest.mark.planted(2)

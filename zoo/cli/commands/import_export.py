@@ -79,8 +79,8 @@ def export(args: list[str]) -> int:
         license: str = ""
         """Id of the licence of the weights, as the hub names it (apache-2.0, mit, ...), for the model card; empty = none."""
         push: str = ""
-        """Upload the folder as a commit of this repository of the Hugging Face hub, ORG/NAME, which is created if there is none;
-        it needs --license, and a token (hf auth login, or HF_TOKEN). Empty = nowhere."""
+        """Upload the folder as a commit of this repository of the Hugging Face hub, ORG/NAME, which is created if there is none.
+        This needs --license, and a token (hf auth login, or HF_TOKEN). Empty = nowhere."""
         private: bool = False
         """Make a repository that --push creates visible to its owner only."""
         mesh: Mesh = dataclasses.field(default_factory=Mesh)
