@@ -31,7 +31,7 @@ def check_upload(repo_id: str, licence: str) -> None:
         BadInput: no licence, no such form of a name, no token, no network, or no permission to write to the repository.
     """
     import huggingface_hub
-    from huggingface_hub import constants, errors
+    from huggingface_hub import constants, errors, utils
 
     require(repo_id.count("/") == 1 and is_hub_id(repo_id), "push", repo_id, "name a repository of the hub, ORG/NAME")
     if not licence:
@@ -40,10 +40,11 @@ def check_upload(repo_id: str, licence: str) -> None:
         raise BadInput(f"--push {repo_id}: HF_HUB_OFFLINE forbids the upload; unset it, or leave the option out")
     if huggingface_hub.get_token() is None:
         raise BadInput(f"--push {repo_id}: no token for the hub; run `hf auth login`, or set HF_TOKEN to one that may write")
-    api = huggingface_hub.HfApi()
     try:
-        api.model_info(repo_id, timeout=PATIENCE)
-        api.auth_check(repo_id, write=True)
+        huggingface_hub.HfApi().model_info(repo_id, timeout=PATIENCE)
+        # What HfApi.auth_check(write=True) does, which version 1.0 of the library does not have.
+        address = f"{constants.ENDPOINT}/api/models/{repo_id}/auth-check/write"
+        utils.hf_raise_for_status(utils.get_session().get(address, headers=utils.build_hf_headers(), timeout=PATIENCE))
     except errors.RepositoryNotFoundError as error:
         # With a token that it accepts, the hub answers 404 for a name that is free.
         if error.response.status_code != 404:
