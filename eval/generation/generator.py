@@ -1,10 +1,11 @@
 """Text from a model: prompts of different lengths in one batch, continued by `zoo.generation.decode_loop` up to a stop string."""
 
+import copy
 import dataclasses
 import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -47,6 +48,17 @@ class Generated:
     ended: Ended
     score: float | None = None
     """Score by which beam search ranks its texts; see `zoo.generation.beam_search`."""
+    end: int | None = None
+    """The id that ended the text, if it was sampled; it is not one of `ids`."""
+
+
+class Part(NamedTuple):
+    """A part of a text that is being generated."""
+
+    text: str
+    """Complete characters that no later token changes; may be empty."""
+    generated: Generated | None = None
+    """The complete continuation, with the last part."""
 
 
 class Generator:
@@ -68,6 +80,7 @@ class Generator:
         option: str = "--limit",
         ends: Sequence[int] = (),
         first: int | None = None,
+        shared: bool = False,
     ) -> None:
         """Prepare a model for generation.
 
@@ -78,6 +91,8 @@ class Generator:
             option: name of `Decoding.limit` on the command line, for messages.
             ends: the ids that end a text; empty = the tokenizer's end-of-text.
             first: the first input of an encoder-decoder's decoder; None = the padding.
+            shared: compile programs that serve all limits, numbers of prompts and values of sampling settings, for a process that
+                gets many requests. It changes texts only through rounding.
 
         Raises:
             BadInput: the family does not generate, the mesh does not divide its heads, or the tokenizer has no padding token,
@@ -93,7 +108,7 @@ class Generator:
         self._continues_prompt = not model.is_encoder_decoder
         model = unroll_layers(model)
         self.model, self.mesh, self.tokenizer = model, mesh, tokenizer
-        self._batch, self._option = batch, option
+        self._batch, self._option, self._shared = batch, option, shared
         self._ends = tuple(ends) or (tokenizer.end_of_text,)
         self._decoder = Decoder(model, tokenizer.vocab_size, np.dtype(dtype))
         with jax.set_mesh(mesh):
@@ -106,6 +121,7 @@ class Generator:
         *,
         numbers: Sequence[int] | None = None,
         progress: Callable[[int, int], None] = lambda done, count: None,
+        poll: Callable[[], None] = lambda: None,
     ) -> list[Generated]:
         """Continue every prompt `decoding.samples` times, and return the samples in the order of the prompts.
 
@@ -116,6 +132,7 @@ class Generator:
                 without a prompt begins with end-of-text.)
             numbers: the prompts' numbers, on which sampling depends; None = 0, 1, 2, ...
             progress: called with (continuations done, total continuations) after each batch.
+            poll: called after every dispatch of sampling; an exception that it raises ends the generation.
 
         Raises:
             BadInput: an empty prompt, an id outside the vocabulary, a prompt that with the limit is longer than the model's
@@ -127,16 +144,7 @@ class Generator:
         require(beams <= entries, "beams", beams, f"the vocabulary has {entries} entries; choose at most as many")
         keys = range(len(prompts)) if numbers is None else numbers
         texts = [
-            _Text(
-                self.tokenizer,
-                decoding,
-                prompt,
-                sample,
-                np.asarray(prompts[prompt], np.int32),
-                key,
-                continues_prompt=self._continues_prompt,
-                ends=self._ends,
-            )
+            self._text(decoding, prompt, sample, prompts[prompt], key)
             for prompt, key in zip(range(len(prompts)), keys, strict=True)
             for sample in range(decoding.samples)
         ]
@@ -148,11 +156,12 @@ class Generator:
         for (slots, _), group in sorted(by_length.items(), reverse=True):
             for first in range(0, len(group), group_size):
                 batch, rows = group[first : first + group_size], min(group_size, len(texts))
+                rows = min(group_size, 1 << (rows - 1).bit_length()) if self._shared else rows
                 if beams > 1:
                     self._search(batch, slots, rows // decoding.samples, decoding)
                 else:
                     for _ in self._continue(batch, slots, rows, decoding, CHUNK):
-                        pass
+                        poll()
                 progress(sum(text.ended is not None for text in texts), len(texts))
         return [text.generated() for text in texts]
 
@@ -169,23 +178,34 @@ class Generator:
         Raises:
             BadInput: as for `generate`.
         """
+        return (part.text for part in self.parts(prompt, decoding, number=number, chunk=chunk) if part.text)
+
+    def parts(self, prompt: Ids, decoding: Decoding, *, number: int = 0, chunk: int = 1) -> Iterator[Part]:
+        """Yield one part after each dispatch, perhaps without text, and the complete continuation with the last; see `stream`."""
         self._check([prompt], decoding)
-        text = _Text(
-            self.tokenizer,
-            decoding,
-            0,
-            0,
-            np.asarray(prompt, np.int32),
-            number,
-            continues_prompt=self._continues_prompt,
-            ends=self._ends,
-        )
-        emitted = 0
+        text, emitted = self._text(decoding, 0, 0, prompt, number), 0
         for _ in self._continue([text], _slots(len(text.prompt_ids)), 1, decoding, chunk):
             final = text.final()
-            if len(final) > emitted:
-                yield final[emitted:]
-                emitted = len(final)
+            yield Part(final[emitted:], text.generated() if text.ended else None)
+            emitted = max(emitted, len(final))
+
+    def room(self, size: int) -> int | None:
+        """Return the most new tokens after a prompt of `size` tokens, below 1 if it is too long; None if there is no limit."""
+        longest = longest_row(self.model.config)
+        if longest is None:
+            return None
+        # Source and target of an encoder-decoder have positions of their own.
+        return longest - size if self._continues_prompt else longest * (size <= longest)
+
+    def ending_at(self, ends: Sequence[int]) -> "Generator":
+        """Return a generator of texts that end at other ids, which shares the parameters and the programs."""
+        other = copy.copy(self)
+        other._ends = tuple(ends)
+        return other
+
+    def _text(self, decoding: Decoding, prompt: int, sample: int, ids: Ids, key: int) -> "_Text":
+        options: dict[str, Any] = {"continues_prompt": self._continues_prompt, "ends": self._ends}
+        return _Text(self.tokenizer, decoding, prompt, sample, np.asarray(ids, np.int32), key, **options)
 
     def _check(self, prompts: Sequence[Ids], decoding: Decoding) -> None:
         decoding.check_search()
@@ -242,7 +262,8 @@ class Generator:
             prompts, numbers = device_mesh.shard_batch(local_prompts, self.mesh, rows), np.zeros((2, rows), np.uint32)
             numbers[:, : len(texts)] = np.array([(text.number, text.sample) for text in texts]).T
             arguments = (self._params, prompts, np.uint32(decoding.seed), numbers)
-            for sampled in decode_loop.decode_continuation(decoder, decoding.sampling, *arguments, limit=limit, chunk=chunk):
+            options: dict[str, Any] = {"limit": limit, "chunk": chunk, "shared": self._shared}
+            for sampled in decode_loop.decode_continuation(decoder, decoding.sampling, *arguments, **options):
                 self._take(texts, sampled)
                 yield
                 if all(text.ended for text in texts):
@@ -322,6 +343,7 @@ class _Text:
         self.ids: list[int] = []
         self.ended: Ended | None = None
         self.score: float | None = None
+        self._end: int | None = None
         self._stop = decoding.stop
         self.limit = decoding.tokens_after(len(prompt_ids) if continues_prompt else 1)
         self._ends = () if decoding.past_end else tuple(ends) or (tokenizer.end_of_text,)
@@ -341,7 +363,7 @@ class _Text:
                     "too large for --precision bfloat16"
                 )
             if token in self._ends:
-                self.ended = "end of text"
+                self.ended, self._end = "end of text", token
                 break
             self.ids.append(token)
             self.ended = "limit" if len(self.ids) == self.limit else None
@@ -364,7 +386,7 @@ class _Text:
 
     def generated(self) -> Generated:
         assert self.ended
-        return Generated(self.prompt, self.sample, tuple(self.ids), self.final(), self.ended, self.score)
+        return Generated(self.prompt, self.sample, tuple(self.ids), self.final(), self.ended, self.score, self._end)
 
     def _decoded(self) -> str:
         return self._decode(self.ids)

@@ -7,6 +7,7 @@ batching of prompts and stop strings are in `eval.generation`.
 import dataclasses
 import functools
 import math
+import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -79,6 +80,8 @@ class DecodeState:
     """uint32 [B, 2]."""
     context: Context | None
     """The tokens and counts that processors read; None without processors."""
+    values: Any = None
+    """float32 [4], the numbers of the sampling settings; None if they are constants of the program."""
 
 
 def decoding_params(params: Any, dtype: Any) -> Any:
@@ -111,6 +114,7 @@ def start_decoding(
     seed: UInt32[Any, ""],
     numbers: UInt32[Any, "2 B"],
     limit: Int[Any, ""] | int = 0,
+    values: Float[Any, " 4"] | None = None,
 ) -> tuple[DecodeState, Sampled]:
     """Read the prompts and sample the first token of each row.
 
@@ -119,6 +123,7 @@ def start_decoding(
         prompts: rows of one length, padded on the left, with segments and positions.
         numbers: the indices of prompt and sample of each row, on which sampling depends.
         limit: number of tokens of a continuation, at which `Processors.forced_end` acts; used only with processors.
+        values: the numbers of `settings`, see `zoo.generation.sampling.sampling_values`; None = they are constants.
     """
     assert prompts.segments is not None and prompts.positions is not None
     size, length = prompts.tokens.shape
@@ -129,6 +134,7 @@ def start_decoding(
         segment=prompts.segments[:, -1],
         seeds=sampling.row_seeds(seed, *numbers),
         context=start_context(decoder.processors, prompts, length + slots, limit),
+        values=values,
     )
     state, sampled = _step(decoder, settings, params, prompts, state)
     # The step has added the keys and values of a source.
@@ -164,6 +170,7 @@ def decode_continuation(
     *,
     limit: int,
     chunk: int,
+    shared: bool = False,
 ) -> Iterator[Sampled]:
     """Yield the tokens of each row as they are sampled: the first one, then `chunk` at a time until there are `limit` or more.
 
@@ -172,17 +179,21 @@ def decode_continuation(
 
     Args:
         prompts, seed, numbers: see `start_decoding`.
+        shared: use the programs of other limits and other numbers in `settings`, at the price of slots that are not needed.
     """
-    count, all_slots = tokens_per_dispatch(limit, chunk), slots_after_prompt(limit, chunk)
+    count = chunk if shared else tokens_per_dispatch(limit, chunk)
+    needed = slots_after_prompt(limit, chunk)
+    largest = sys.maxsize if shared else needed
     prompt_slots = prompts.tokens.shape[1]
-    slots = min(all_slots, math.ceil(FIRST / count) * count)
+    slots = min(largest, math.ceil(FIRST / count) * count)
     # The program is the same for every limit if no processor depends on it.
     last = np.int32(limit if decoder.processors.forced_end else 0)
-    state, sampled = start_decoding(decoder, settings, slots, params, prompts, seed, numbers, last)
+    settings, values = sampling.sampling_values(settings) if shared else (settings, None)
+    state, sampled = start_decoding(decoder, settings, slots, params, prompts, seed, numbers, last, values)
     yield sampled
-    for filled in range(0, all_slots, count):
+    for filled in range(0, needed, count):
         if filled == slots:
-            slots = min(all_slots, GROWTH * slots)
+            slots = min(largest, GROWTH * slots)
             state = _grow(decoder, prompt_slots + slots, params, state)
         state, sampled = sample_tokens(decoder, settings, count, params, state)
         yield sampled
@@ -230,9 +241,11 @@ def _step(decoder: Decoder, settings: Sampling, params: Any, batch: Batch, state
     position = state.position + 1
     seeds = counter_rng.fold(state.seeds, position.astype(jnp.uint32))
     processed = process_logits(logits, decoder.processors, decoder.ends, state.context)
-    token, finite, remaining = sampling.sample_token(logits, settings, seeds, processed)
+    token, finite, remaining = sampling.sample_token(logits, settings, seeds, processed, state.values)
     log_probs = constrain(sampling.log_probs(remaining, settings, token), None) if decoder.log_probs else None
     context = None if state.context is None else state.context.append(token)
     tokens = jnp.concatenate([state.tokens[:, 1:], token[:, None]], axis=1)
     small = jax.tree.map(lambda leaf: constrain(leaf, BATCH), (tokens, position, state.segment, state.seeds, context))
-    return DecodeState(out.cache, *small), Sampled(constrain(token, None), constrain(finite, None), log_probs)
+    return DecodeState(out.cache, *small, values=state.values), Sampled(
+        constrain(token, None), constrain(finite, None), log_probs
+    )
