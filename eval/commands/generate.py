@@ -13,6 +13,7 @@ from jaxtyping import Int32
 from eval.commands import terminal_output
 from eval.commands.model_options import ModelOptions
 from eval.generation import prompts as texts
+from eval.generation.conversation import without_first_space
 from eval.generation.folder_settings import make_generator, resolve_settings
 from eval.generation.generation_options import Decoding, Prompts
 from eval.generation.generator import CHUNK
@@ -45,10 +46,10 @@ def run_generate(
     require(model.batch >= 1, "batch", model.batch, "choose 1 or more rows")
     one_way = not source.choices or decoding.read == "left-to-right"
     require(one_way, "read", decoding.read, "--choices are scored from left to right; leave --read or --choices out")
-    decoding = dataclasses.replace(decoding, stop=tuple(map(_unescaped, decoding.stop)))
+    decoding = with_typed_stops(decoding)
     prompts, decoding = _prompts(source, decoding)
     if not source.choices:
-        decoding = _resolve(model, decoding, {*explicit, *(("stop",) if decoding.stop else ())})
+        decoding = resolve_decoding(model, decoding, {*explicit, *(("stop",) if decoding.stop else ())})
     loaded = model.load()
     lines = _choose if source.choices else _generate
     for text in lines(loaded, prompts, source, decoding, model.batch, model.dtype(), as_json):
@@ -56,7 +57,7 @@ def run_generate(
     return 0
 
 
-def _resolve(model: ModelOptions, decoding: Decoding, explicit: Collection[str]) -> Decoding:
+def resolve_decoding(model: ModelOptions, decoding: Decoding, explicit: Collection[str]) -> Decoding:
     """Return the settings with those of the model's folder, which are printed to stderr, before its weights are read."""
     resolved = resolve_settings(decoding, explicit, read_generation(resolve_model_name(model.source, model.step)))
     if model.machine.process == 0:
@@ -124,16 +125,6 @@ def _chat(loaded: Loaded, prompts: list[str]) -> tuple[list[Int32[np.ndarray, " 
     return ids, None if loaded.model.is_encoder_decoder else end_mark(loaded.tokenizer, template)
 
 
-def without_first_space(parts: Iterator[str]) -> Iterator[str]:
-    """Yield a text in parts without the white space at its beginning."""
-    started = False
-    for part in parts:
-        rest = part if started else part.lstrip()
-        started = started or bool(rest)
-        if rest:
-            yield rest
-
-
 def _choose(
     loaded: Loaded, prompts: list[str], source: Prompts, decoding: Decoding, batch: int, dtype: Any, as_json: bool
 ) -> Iterator[str]:
@@ -170,6 +161,11 @@ def _table(ranked: Sequence[tuple[str, Likelihood]]) -> str:
     for name, (_, result) in zip(names, ranked, strict=True):
         lines.append(f"{name:<{width}}  {-result.nats:>14.4f}  {-result.nats / result.tokens:>9.4f}  {result.tokens:>6}")
     return "\n".join(lines) + "\n"
+
+
+def with_typed_stops(decoding: Decoding) -> Decoding:
+    """Return the settings with the line ends and tabs that `--stop` spells."""
+    return dataclasses.replace(decoding, stop=tuple(map(_unescaped, decoding.stop)))
 
 
 def _unescaped(text: str) -> str:

@@ -142,8 +142,8 @@ def chat_template(tokenizer: Tokenizer, where: str) -> ChatTemplate:
     return ChatTemplate(source, hf_files.special_token_names(tokenizer), file)
 
 
-def with_template(tokenizer: Tokenizer, choice: str) -> Tokenizer:
-    """Return a tokenizer with the chat template that --chat.template names; "" leaves its own.
+def with_template(tokenizer: Tokenizer, choice: str, option: str = "--chat.template") -> Tokenizer:
+    """Return a tokenizer with the chat template that an option names; "" leaves its own.
 
     Raises:
         BadInput: the file cannot be read.
@@ -151,11 +151,11 @@ def with_template(tokenizer: Tokenizer, choice: str) -> Tokenizer:
     if not choice:
         return tokenizer
     settings = {key: value for key, value in tokenizer.settings.items() if key != "chat_template"}
-    return tokenizer.with_files(settings, TEMPLATE if choice == BUILT_IN else _read(Path(choice)))
+    return tokenizer.with_files(settings, TEMPLATE if choice == BUILT_IN else _read(Path(choice), option))
 
 
-def _read(file: Path) -> str:
+def _read(file: Path, option: str) -> str:
     try:
         return read_regular_text(file, LARGEST_FILE)
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"--chat.template {file}: cannot be read ({error}); name a {CHAT}, or write {BUILT_IN}") from None
+        raise BadInput(f"{option} {file}: cannot be read ({error}); name a {CHAT}, or write {BUILT_IN}") from None

@@ -167,7 +167,7 @@ class LoadedModel:
         Raises:
             BadInput: as for `generate`; turns that do not alternate or do not end with the user's, a model without a template.
         """
-        from eval.commands.generate import without_first_space
+        from eval.generation.conversation import without_first_space
         from train.tokenizers.chat_template import chat_template
         from train.tokenizers.chat_token_ids import end_mark, rendered_prompts
 
