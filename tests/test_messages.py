@@ -11,7 +11,7 @@ from tests.support.processes import ROOT
 
 COMMANDS = ("embed", "eval", "export", "fill-mask", "generate", "import", "predict", "experiment", "doctor", "compare", "audit")
 COMMANDS += (*(f"bench {kind}" for kind in ("attention", "step", "embed", "compare", "growth", "feedback")), "judge")
-COMMANDS += ("data inspect gpt-nano", "search", "mine")
+COMMANDS += ("data inspect gpt-nano", "search", "mine", "chat", "serve")
 PACKAGES = ("zoo", "train", "eval", "benchmarks")
 GROUPS = {"data", "labelled", "rollout"}
 """Groups of options that a message may name as a whole."""

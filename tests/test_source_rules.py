@@ -44,7 +44,7 @@ OWN_FILES = {
     ),
     **dict.fromkeys(("benchmarks/plan/plan_cache.py", "eval/experiments/judge_source.py"), "the source of the package"),
     "eval/experiments/package_texts.py": "archives whose digests are known",
-    "eval/experiments/public_corpus.py": "the package",
+    **dict.fromkeys(("eval/experiments/public_corpus.py", "eval/serving/http_server.py"), "the package"),
     **dict.fromkeys(
         ("benchmarks/core/peer_process.py", "benchmarks/step/peer_keras.py"), "files of another process of a benchmark"
     ),

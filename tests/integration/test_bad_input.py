@@ -208,6 +208,11 @@ COMMAND_LINES = {
     "32 positions; choose --limit 31 or less, or shorten the prompt$",
     "generate runs/done --prompts-file empty.txt": "empty.txt: ",
     "generate runs/done --examples cut.jsonl --template {a}{b} --query a=1": "cut.jsonl:",
+    "chat runs/done": "runs/done: no chat template; models that were trained on conversations have one",
+    "chat runs/done --template builtin --beams 2": "--beams 2: a text is sent while it is sampled; choose --beams 1",
+    "serve runs/done --port 70000": "--port 70000: choose 1 to 65,535, or 0",
+    "serve runs/done --host no.such.name.invalid": "--host no.such.name.invalid: no such address; choose 127.0.0.1",
+    "serve runs/done --port 0 --processes 2": "--processes 2: this command runs in one process; leave the option out",
     "generate runs/done --prompt a --mesh.tensor 8": "--mesh.tensor 8: it does not divide layers/attention/out/kernel",
 }
 NUMBERS = """
@@ -316,6 +321,7 @@ LATE = {
     *("eval runs/done --step 7", "eval runs/done --stride 33", "train gpt-nano --check --data.paths cut.jsonl"),
     *("generate runs/done --prompt a --limit 32", "generate runs/done --prompt a --mesh.tensor 8"),
     "generate runs/done --examples cut.jsonl --template {a}{b} --query a=1",
+    *("chat runs/done", "chat runs/done --template builtin --beams 2", "serve runs/done --host no.such.name.invalid"),
 }
 """Command lines that are refused after JAX is imported: most by the content of data, a checkpoint, a tokenizer or the devices."""
 

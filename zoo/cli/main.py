@@ -29,6 +29,8 @@ usage: zoo COMMAND ...
   zoo judge FILE... [...]     judge claims about tables of seeds that others published, by the rules of experiments
   zoo audit RUN [...]         replay parts of a run, check its digests from data to score, and print a certificate
   zoo generate RUN|DIR [...]  continue prompts, or compare the likelihoods of continuations
+  zoo chat RUN|DIR [...]      talk to a model with a chat template, on a terminal
+  zoo serve RUN|DIR [...]     answer HTTP requests in OpenAI's form on this machine, with a page to try the model
   zoo predict RUN|DIR ...     predict classes, numbers, tags, answers or choices with a fine-tuned model
   zoo fill-mask RUN|DIR ...   show an encoder's most likely words for masks in texts, or the probabilities of chosen words
   zoo embed RUN|DIR ...       compute an encoder's vectors of texts, or the similarities of the texts
@@ -119,6 +121,8 @@ COMMANDS = {
     "judge": "judge:judge",
     "audit": "audit:audit",
     "generate": "generate:generate",
+    "chat": "chat:chat",
+    "serve": "serve:serve",
     "predict": "predict:predict",
     "fill-mask": "fill_mask:fill_mask",
     "embed": "embed:embed",

@@ -72,6 +72,8 @@ UNNAMED = {
     "train": ("recipe model", "zoo train RECIPE"),
     "eval": ("run model", "zoo eval RUN"),
     "generate": ("run model", "zoo generate RUN|DIR --prompt TEXT"),
+    "chat": ("run model", "zoo chat RUN|DIR"),
+    "serve": ("run model", "zoo serve RUN|DIR"),
     "predict": ("run model text texts", "zoo predict RUN|DIR TEXT"),
     "fill-mask": ("run model", "zoo fill-mask RUN|DIR --text TEXT"),
     "embed": ("run model", "zoo embed RUN|DIR --text TEXT"),

@@ -17,6 +17,8 @@ COMMANDS = (
     "experiment",
     "audit",
     "generate",
+    "chat",
+    "serve",
     "predict",
     "fill-mask",
     "embed",
