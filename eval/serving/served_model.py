@@ -65,11 +65,11 @@ class ServedModel:
         self._check_model(path, body)
         parse = chat_request if path == CHAT else completion_request
         request = parse(body, self.defaults)
-        if request.logprobs is not None or request.echo:
-            separate = self.loaded.model.is_encoder_decoder
-            name = "echo" if request.echo else "logprobs"
-            if separate:
-                raise RequestError(f"{name}: {self.loaded.name} writes its text apart from the prompt; remove it", param=name)
+        model = self.loaded.model
+        if request.echo and model.is_encoder_decoder:
+            raise RequestError(f"echo: a {model.family} writes its text apart from the prompt; remove it", param="echo")
+        if request.logprobs is not None and "causal" not in model.definition.objectives:
+            raise RequestError(f"logprobs: a {model.family} is not scored from left to right; remove it", param="logprobs")
         return request
 
     def answer(self, request: TextRequest, poll: Poll) -> dict[str, Any]:

@@ -30,10 +30,12 @@ from eval.generation.generation_options import Decoding
 from eval.serving import http_server
 from eval.serving.http_server import ModelServer
 from eval.serving.openai_requests import Defaults
+from eval.serving.request_fields import RequestError
 from eval.serving.served_model import ServedModel
 from tests.support import encoders
 from tests.support.chat_models import CONTEXT, chat_loaded, compiled_programs
 from tests.support.commands import call, in_folder, write_gpt2
+from tests.support.generation import seq2seq_loaded
 from tests.support.processes import ROOT, clean_environment
 from tests.support.small import random_params, small
 from train.weights.load import Loaded
@@ -297,6 +299,22 @@ def test_vectors_are_those_of_zoo_embed() -> None:
         ):
             status, text = send(server, path, body)
             assert (status, problem in json.loads(text)["error"]["message"]) == (400, True), text
+
+
+def test_an_encoder_decoder_writes_texts_of_its_prompts() -> None:
+    loaded = seq2seq_loaded("t5")
+    generator = make_generator(loaded, dtype=jnp.float32, batch=2, option="max_tokens", shared=True)
+    model = ServedModel(loaded, jnp.float32, Defaults(Decoding()), generator=generator, no_chat="no template")
+    request = model.read_request(TEXT, {"prompt": ["Call me", "years ago"], "max_tokens": 9, "temperature": 0})
+    texts = [choice["text"] for choice in model.answer(request, lambda: None)["choices"]]
+    assert texts == LoadedModel(loaded).generate(["Call me", "years ago"], limit=9, temperature=0)
+    for path, field, problem in (
+        (TEXT, {"echo": True}, "echo: a t5 writes its text apart from the prompt"),
+        (TEXT, {"logprobs": 1}, "logprobs: a t5 is not scored from left to right"),
+        (CHAT, {}, "no template; this model has /v1/completions"),
+    ):
+        with pytest.raises(RequestError, match=problem):
+            model.read_request(path, {"prompt": "Call me", **field})
 
 
 def test_addresses_that_are_refused() -> None:
