@@ -81,9 +81,26 @@ def save_published(
             f"model.task {model.task}: no {model.family} with this head was published, so this model cannot be exported"
         )
     numbers = family.to_published(cfg)
+    shapes, fetch = published_tensors(cfg, params)
+    fits = names.released_in_bfloat16 and all(map(_fits_bfloat16, jax.tree.leaves(params)))
+    dtype = jnp.bfloat16 if fits else np.float32
+    safetensors_dir.write_tensors(folder, shapes, lambda name: fetch(name).astype(dtype), largest=largest, dtype=dtype)
+    model_type, architecture = configs.exported_class(cfg, names.architecture)
+    header = {"architectures": [architecture], "model_type": model_type, "dtype": np.dtype(dtype).name}
+    text = json.dumps({**header, **numbers, **(extra or {})}, indent=2, sort_keys=True)
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    return np.dtype(dtype).name
+
+
+def published_tensors(cfg: Any, params: Any) -> tuple[dict[str, tuple[int, ...]], Callable[[str], np.ndarray]]:
+    """Return the shape of each published tensor of a model by name, and a function from a name to the tensor, float32.
+
+    Args:
+        params: a tree as from `Model.init`, with every shard on a device of this process.
+    """
     sources = {
         name: (leaf, layer, part)
-        for leaf in name_table(cfg, names.prefixes[0])
+        for leaf in name_table(cfg, models.model(cfg).names.prefixes[0])
         for layer, parts in enumerate(leaf.names)
         for part, name in enumerate(parts)
     }
@@ -93,18 +110,9 @@ def save_published(
         leaf, layer, part = sources[name]
         array = stored[leaf.path][layer] if leaf.stacked else stored[leaf.path]
         # Padding rows of a vocabulary are not published.
-        return leaf.layout.publish(np.asarray(jax.device_get(array), np.float32)[: leaf.shape[0]].astype(dtype), part)
+        return leaf.layout.publish(np.asarray(jax.device_get(array), np.float32)[: leaf.shape[0]], part)
 
-    dtype = jnp.bfloat16 if names.released_in_bfloat16 and all(map(_fits_bfloat16, stored.values())) else np.float32
-
-    safetensors_dir.write_tensors(
-        folder, {name: leaf.published for name, (leaf, _, _) in sources.items()}, fetch, largest=largest, dtype=dtype
-    )
-    model_type, architecture = configs.exported_class(cfg, names.architecture)
-    header = {"architectures": [architecture], "model_type": model_type, "dtype": np.dtype(dtype).name}
-    text = json.dumps({**header, **numbers, **(extra or {})}, indent=2, sort_keys=True)
-    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
-    return np.dtype(dtype).name
+    return {name: leaf.published for name, (leaf, _, _) in sources.items()}, fetch
 
 
 def _fits_bfloat16(leaf: Any) -> bool:

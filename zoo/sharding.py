@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Shaped
 
 from zoo.errors import BadInput
@@ -183,8 +183,25 @@ def _auto_axes() -> set[str]:
     return {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
 
 
+ANY_PLATFORM = "any"
+"""The platform of a program that is traced for CPU, GPU and TPU at once: see `any_platform`."""
+
+
+def any_platform() -> Any:
+    """Return a context in which a program is traced for one device of any platform.
+
+    It has the plain definitions of functions with a form for the CPU (`zoo.ops.cpu_forms`): those forms depend on sizes, which
+    may be symbols here.
+    """
+    device = AbstractDevice(device_kind=ANY_PLATFORM, num_cores=None, platform=ANY_PLATFORM)
+    return jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device))
+
+
 def target_platform() -> str:
-    """Return the platform for which a program is compiled: the context mesh's, whose devices may be absent, or the default's."""
+    """Return the platform for which a program is compiled: the context mesh's, whose devices may be absent, or the default's.
+
+    In the context `any_platform` it is `ANY_PLATFORM`.
+    """
     device = jax.sharding.get_abstract_mesh().abstract_device
     platform = jax.default_backend() if device is None else device.platform
     return {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform)

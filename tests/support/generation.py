@@ -33,12 +33,19 @@ def ids(generated: Sequence[Any]) -> list[tuple[int, ...]]:
 
 
 def make_generator(
-    model: tuple[Model, Any], tokenizer: Tokenizer, *, batch: int = 40, data: int = 1, fsdp: int = 1, tensor: int = 1
+    model: tuple[Model, Any],
+    tokenizer: Tokenizer,
+    *,
+    batch: int = 40,
+    data: int = 1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    first: int | None = None,
 ) -> Generator:
     net, params = model
     mesh = device_mesh.make_mesh(run_config.Mesh(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
     params = jax.device_put(params, sharding.shardings(mesh, params, net.definition.sharding))
-    return Generator(net, params, mesh, tokenizer, dtype=jnp.float32, batch=batch)
+    return Generator(net, params, mesh, tokenizer, dtype=jnp.float32, batch=batch, first=first)
 
 
 @functools.cache

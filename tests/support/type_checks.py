@@ -5,10 +5,12 @@ checks them with two functions that it writes, which took a tenth of the time of
 others are checked by beartype alone. This module must be imported before those that the plugin decorates.
 """
 
+import contextlib
+import contextvars
 import functools
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jaxtyping
@@ -20,6 +22,21 @@ _jaxtyped = _decorator.jaxtyped
 _checked = beartype(conf=BeartypeConf(violation_type=jaxtyping.TypeCheckError))
 
 
+_has_symbols: contextvars.ContextVar[bool] = contextvars.ContextVar("has_symbols", default=False)
+
+
+@contextlib.contextmanager
+def symbolic_sizes() -> Iterator[None]:
+    """Check nothing inside the block, where functions are traced for sizes that are symbols of `jax.export`, not of type int."""
+    token, disabled = _has_symbols.set(True), jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        _has_symbols.reset(token)
+        jaxtyping.config.update("jaxtyping_disable", disabled)
+
+
 def check_when_called(function: Callable[..., Any]) -> Callable[..., Any]:
     """Apply beartype to a function at its first call: a process imports many functions that it never calls."""
     checked: Callable[..., Any] | None = None
@@ -27,6 +44,8 @@ def check_when_called(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal checked
+        if _has_symbols.get():
+            return function(*args, **kwargs)
         if checked is None:
             checked = _checked(function)
         return checked(*args, **kwargs)

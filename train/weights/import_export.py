@@ -116,13 +116,8 @@ def export_run(
     Raises:
         BadInput: see `train.weights.load.load_model`; `target` exists; or the model has no published form.
     """
-    require(step is None or not last, "last", last, "this averages the newest checkpoints; leave out --step")
     with safetensors_dir.new_folder(Path(target)) as new_folder:
-        devices = device_mesh.make_mesh(mesh)
-        if width:
-            loaded = load_width(run, devices, width)
-        else:
-            loaded = load_average(run, devices, last) if last else load_model(run, devices, step)
+        loaded = load_exported(run, step=step, last=last, mesh=mesh, width=width)
         dtype = _write(new_folder, loaded, largest=int(shard * 1e9))
         if describe is not None:
             average = f"the mean of the {last} newest checkpoints" if last > 1 else ""
@@ -136,6 +131,19 @@ def export_run(
     form = "" if dtype == "float32" else f", written as {dtype}, which rounds none of these numbers"
     print(f"{target}: {_summary(loaded)}{at}{form}")
     return 0
+
+
+def load_exported(run: str, *, step: int | None, last: int, mesh: run_config.Mesh, width: float = 0.0) -> Loaded:
+    """Return the parameters that `export_run` writes for the same arguments.
+
+    Raises:
+        BadInput: see `train.weights.load.load_model`, or both `step` and `last`.
+    """
+    require(step is None or not last, "last", last, "this averages the newest checkpoints; leave out --step")
+    devices = device_mesh.make_mesh(mesh)
+    if width:
+        return load_width(run, devices, width)
+    return load_average(run, devices, last) if last else load_model(run, devices, step)
 
 
 def export_adapter(run: str, target: str, *, step: int | None, mesh: run_config.Mesh, describe: Describe) -> int:
@@ -167,6 +175,13 @@ def write_folder(target: Path, loaded: Loaded) -> Path:
     with safetensors_dir.new_folder(target) as folder:
         _write(folder, loaded)
     return target
+
+
+def write_text_files(folder: Path, loaded: Loaded) -> None:
+    """Write the files of a model's tokenizer, and its settings of generation, into a folder."""
+    ids = _ids(loaded.tokenizer, has_score=loaded.model.task == "sequence")
+    hf_files.write_tokenizer(folder, loaded.tokenizer, longest=getattr(loaded.model.config, "context", None))
+    write_generation(folder, _generation_values(loaded, ids))
 
 
 def _write(folder: Path, loaded: Loaded, largest: int = 5_000_000_000) -> str:

@@ -35,7 +35,7 @@ from zoo.attention.request import RING, Request, refuse_unless
 from zoo.attention.ring import Ring, on_ring
 from zoo.attention.ring_layout import Division
 from zoo.errors import BadInput, install_advice
-from zoo.sharding import target_device_kind, target_platform
+from zoo.sharding import ANY_PLATFORM, target_device_kind, target_platform
 
 
 def attention(
@@ -161,7 +161,12 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "reference": Implementation(
         module="zoo.attention.kernels.reference", function="reference", platforms=EVERYWHERE, features=ALL_FEATURES
     ),
-    "xla": Implementation(module="zoo.attention.kernels.dense_xla", function="xla", platforms=EVERYWHERE, features=ALL_FEATURES),
+    "xla": Implementation(
+        module="zoo.attention.kernels.dense_xla",
+        function="xla",
+        platforms=EVERYWHERE | {ANY_PLATFORM},
+        features=ALL_FEATURES,
+    ),
     "blocked": Implementation(
         module="zoo.attention.kernels.blocked", function="blocked", platforms=EVERYWHERE, features=ALL_FEATURES | {RING}
     ),

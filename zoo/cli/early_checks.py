@@ -4,7 +4,7 @@ import contextlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +207,35 @@ def check_export(run: str, last: int, step: int | None, shard: float, adapter: b
             why = f"{run} has other positions than {config.init}, to which an adapter would be added"
             raise BadInput(f"--adapter: {why}; leave the option out to export the complete model")
         require(not last, "last", last, "the mean of adapters is not that of the models; leave it out, or leave out --adapter")
+
+
+def export_form(run: str, chosen: Mapping[str, bool], dtype: str, *, adapter: bool) -> str | None:
+    """Return the form that the options of `zoo export` choose, a key of `train.exports.forms.FORMS`; None: a published folder.
+
+    Args:
+        run: a run or a folder of published weights; that of a model of the hub is examined when it is loaded.
+
+    Raises:
+        BadInput: two forms, a form that the model's family does not have, or an option that does not fit.
+    """
+    from train.exports.forms import check_form
+    from train.run.run_dir import is_run, read_config
+    from train.weights.pretrained_config import read_model_config
+    from train.weights.resolve_model_name import resolve_model_name
+
+    forms = [name for name, is_chosen in chosen.items() if is_chosen]
+    if not forms:
+        fix = f"a published folder has the dtype that rounds nothing; leave it out, or add {' or '.join(f'--{name}' for name in chosen)}"
+        require(dtype == "float32", "dtype", dtype, fix)
+        return None
+    if len(forms) > 1:
+        raise BadInput(f"--{forms[1]}: there is --{forms[0]} too; choose one form for a folder")
+    if adapter:
+        raise BadInput(f"--{forms[0]}: adapters alone have no such form; leave out --adapter to merge them")
+    if not run.startswith(hub.PREFIX):
+        is_own = is_run(resolve_model_name(run))
+        check_form(forms[0], read_config(run).model if is_own else read_model_config(run), dtype)
+    return forms[0]
 
 
 def check_average_width(width: float, *, alone: bool) -> None:

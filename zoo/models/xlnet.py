@@ -82,7 +82,7 @@ def apply(
     if cache is None:
         slots = length if carry is None else carry["hidden"].shape[2] + length
         encodings = positions.relative_sinusoids(slots - 1, slots + length, cfg.width)
-    reused = min(cfg.reuse or length, length)
+    reused = 0 if carry is None else min(cfg.reuse or length, length)
     content_seeds, query_seeds = fold_seeds(seeds, CONTENT), fold_seeds(seeds, QUERY)
 
     def body(block: Block, state: Any, layer: Layer) -> tuple[Any, Any]:

@@ -55,6 +55,7 @@ def export(args: list[str]) -> int:
     import tyro
 
     from train.config.run_config import Machine, Mesh
+    from train.exports.forms import Dtype
     from train.store import run_fetch
 
     @dataclasses.dataclass(frozen=True)
@@ -83,6 +84,12 @@ def export(args: list[str]) -> int:
         This needs --license, and a token (hf auth login, or HF_TOKEN). Empty = nowhere."""
         private: bool = False
         """Make a repository that --push creates visible to its owner only."""
+        stablehlo: bool = False
+        """Write programs that run with JAX alone, and their weights, instead; see docs/programs.md."""
+        gguf: bool = False
+        """Write a file for llama.cpp instead."""
+        dtype: Dtype = "float32"
+        """Dtype of the weights of --stablehlo and --gguf, and of the arithmetic of the programs."""
         mesh: Mesh = dataclasses.field(default_factory=Mesh)
         machine: Annotated[Machine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(default_factory=Machine)
 
@@ -99,10 +106,20 @@ def export(args: list[str]) -> int:
         raise BadInput("--private: it is of a repository; name one with --push, or leave the option out")
     if options.push:
         hub_upload.check_upload(options.push, options.license)
+    form = early_checks.export_form(
+        run, {"stablehlo": options.stablehlo, "gguf": options.gguf}, options.dtype, adapter=options.adapter
+    )
+    if form is not None and (options.license or options.push):
+        raise BadInput("--license and --push: they are for a folder with a model card; leave out the option for another form")
     if (code := prepare_process(options.machine, ["export", *args])) is not None:
         return code
     from train.weights import import_export
 
+    if form is not None:
+        from train.exports.forms import export_form
+
+        which = {"step": options.step, "last": options.last, "width": options.average_width}
+        return export_form(form, run, options.target, **which, dtype=options.dtype, mesh=options.mesh)
     name = options.push.rpartition("/")[2] or Path(options.target).resolve().name
     common: Any = {"step": options.step, "mesh": options.mesh, "describe": functools.partial(_describe, name, options.license)}
     if options.adapter:
