@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from tests.support import compilation
 from tests.support.processes import ROOT, run_python
 from zoo.runtime.jax_setup import SAFE_FLAG, SAFE_VALUE
 
 DOCUMENT = ROOT / "docs" / "programs.md"
+ENVIRONMENT = {"XLA_FLAGS": f"{SAFE_FLAG}={SAFE_VALUE} {compilation.FLAGS['XLA_FLAGS']}", "JAX_PLATFORMS": "cpu"}
+"""As quick a compilation as that of the tests, so that results are rounded alike."""
 RUNNER = """
 import json, os, sys
 sys.path[:] = [folder for folder in sys.path if not os.path.isdir(os.path.join(folder or ".", "zoo"))]
@@ -31,7 +34,8 @@ for number, job in enumerate(jobs):
             arguments.setdefault(part, {})[leaf] = arrays[name]
         if program not in programs:
             programs[program] = names["load"](program)
-        outputs = programs[program](names["weights"], arguments["inputs"], *([arguments["cache"]] if "cache" in arguments else []))
+        given = [arguments[part] for part in ("inputs", "cache") if part in arguments]
+        outputs = programs[program](names["weights"], *given)
         flat = {name: value for name, value in outputs.items() if name != "cache"}
         flat |= {"cache/" + name: value for name, value in outputs.get("cache", {}).items()}
         np.savez(f"outputs-{number}-{place}.npz", **flat)
@@ -69,11 +73,12 @@ def run_without_zoo(place: Path, jobs: Sequence[Job]) -> tuple[list[list[dict[st
         files = []
         for index, (program, arguments) in enumerate(job.calls):
             parts = zip(("inputs", "cache"), arguments, strict=False)
-            np.savez(file := place / f"{number}-{index}.npz", **{f"{part}/{name}": v for part, d in parts for name, v in d.items()})
+            arrays = {f"{part}/{name}": value for part, values in parts for name, value in values.items()}
+            np.savez(file := place / f"{number}-{index}.npz", **arrays)
             files.append((program, str(file)))
         contents.append({"folder": str(job.folder), "calls": files, "rows": job.rows, "count": job.count})
     (place / "jobs.json").write_text(json.dumps(contents))
-    ended = run_python("-P", "runner.py", cwd=place, env={"XLA_FLAGS": f"{SAFE_FLAG}={SAFE_VALUE}", "JAX_PLATFORMS": "cpu"})
+    ended = run_python("-P", "runner.py", cwd=place, env=ENVIRONMENT)
     assert ended.code == 0, ended.stderr
     results = json.loads((place / "results.json").read_text())
     assert results["zoo"] == []

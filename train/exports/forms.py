@@ -1,4 +1,4 @@
-"""The forms in which `zoo export` writes a model beside a published folder: which families have each, and the module that writes it.
+"""The forms of `zoo export` other than a published folder: which families have each, and the module that writes it.
 
 Nothing here imports JAX, so that a family without the form is refused before a model is loaded.
 """
@@ -64,9 +64,7 @@ def write_form(name: str, folder: Path, loaded: Any, dtype: str) -> str:
     return importlib.import_module(FORMS[name].module).write_model(folder, loaded, dtype)
 
 
-def export_form(
-    name: str, run: str, target: str, *, step: int | None, last: int, width: float, dtype: str, mesh: Any
-) -> int:
+def export_form(name: str, run: str, target: str, *, step: int | None, last: int, width: float, dtype: str, mesh: Any) -> int:
     """Write a run or a published model in a form as a new folder, and print a line; return the exit code.
 
     Args:

@@ -1,7 +1,7 @@
 """`zoo export --gguf`: a model and its tokenizer in one file, for llama.cpp and programs that are built on it.
 
-The names of tensors and keys, and the order of the rows of queries and keys, are those of llama.cpp's `convert_hf_to_gguf.py`; the
-package `gguf` maps published names to them. The weights are not quantized: llama.cpp's `llama-quantize` does that.
+The names of tensors and keys, and the order of the rows of queries and keys, are those of llama.cpp's `convert_hf_to_gguf.py`;
+the package `gguf` maps published names to them. The weights are not quantized: llama.cpp's `llama-quantize` does that.
 """
 
 import importlib.util
@@ -13,7 +13,7 @@ import numpy as np
 
 from train.exports.gguf_tokenizer import add_tokenizer
 from train.weights.load import Loaded
-from zoo import configs, models, published_weights
+from zoo import models, published_weights
 from zoo.configs import gpt, llama
 from zoo.errors import BadInput, install_advice
 from zoo.models import Model
@@ -49,10 +49,9 @@ def write_model(folder: Path, loaded: Loaded, dtype: str) -> str:
     for tensor, array in gguf_tensors(model, loaded.params).items():
         stays = array.ndim == 1 or tensor in IN_FLOAT32
         kind = kinds.F32 if stays else kinds[DTYPES[dtype]]
-        stored = gguf.quants.quantize(array, kind)
-        if kind == kinds.F16 and not np.isfinite(stored).all():
+        if kind == kinds.F16 and np.abs(array).max() > np.finfo(np.float16).max:
             raise BadInput(f"--dtype float16: {tensor} has numbers above 65,504; choose bfloat16 or float32")
-        writer.add_tensor(tensor, stored, raw_dtype=kind)
+        writer.add_tensor(tensor, gguf.quants.quantize(array, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

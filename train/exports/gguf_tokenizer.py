@@ -18,7 +18,7 @@ WORDS = {
     (("Split", LLAMA_PATTERN), ("ByteLevel", False)): "llama-bpe",
     (("Split", QWEN_PATTERN), ("ByteLevel", False)): "qwen2",
 }
-"""Parts of the pre-tokenizer in tokenizer.json -> llama.cpp's name of these rules (`llm_tokenizer_bpe` of its llama-vocab.cpp)."""
+"""Parts of the pre-tokenizer in tokenizer.json -> llama.cpp's name of these rules (`llm_tokenizer_bpe` in llama-vocab.cpp)."""
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 """Types of entries: `gguf.TokenType`."""
 
@@ -74,6 +74,6 @@ def _word_rules(content: Any) -> str:
     )
     has_prefix = any(part is not None and part.get("add_prefix_space") for part in parts)
     if has_prefix or described not in WORDS:
-        known = ", ".join(WORDS.values())
-        raise BadInput(f"--gguf: the tokenizer splits words by rules that are none of llama.cpp's {known}; use --stablehlo")
+        names = ", ".join(WORDS.values())
+        raise BadInput(f"--gguf: the tokenizer splits words by rules that are none of llama.cpp's {names}; use --stablehlo")
     return WORDS[described]

@@ -29,7 +29,7 @@ Dims = tuple[int | str, ...]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-    """A function of a model between flat dicts of arrays: (parameters by path, inputs) or (parameters, inputs, cache) -> outputs."""
+    """A function of a model between flat dicts of arrays: (parameters, inputs) or (parameters, inputs, cache) -> outputs."""
 
     compute: Callable[..., Arrays]
     inputs: Mapping[str, Dims]
@@ -127,9 +127,7 @@ def _forward(model: Model, vocabulary: int) -> Program:
         inputs["types"] = ROWS["tokens"]
     if model.task in SUMMARIZED:
         inputs["summary_at"] = ("B",)
-    return Program(
-        compute=functools.partial(_outputs, model, vocabulary), inputs=inputs, limits=_limits(model, *letters)
-    )
+    return Program(compute=functools.partial(_outputs, model, vocabulary), inputs=inputs, limits=_limits(model, *letters))
 
 
 def _outputs(model: Model, vocabulary: int, weights: Arrays, inputs: Arrays) -> Arrays:
@@ -217,9 +215,7 @@ class CacheForm:
 
 def _read(model: Model, form: CacheForm, weights: Arrays, inputs: Arrays, leaves: Arrays) -> tuple[jax.Array, Any]:
     """Return the hidden states that predict the token after each row, [B, D], and the cache with the rows."""
-    batch = Batch(
-        tokens=inputs["tokens"], segments=inputs["segments"], positions=inputs["positions"], source=_source(inputs)
-    )
+    batch = Batch(tokens=inputs["tokens"], segments=inputs["segments"], positions=inputs["positions"], source=_source(inputs))
     out = model.apply(nested_params(weights), batch, cache=form.join(leaves))
     return predicting_states(out, batch)[:, -1], out.cache
 

@@ -225,7 +225,7 @@ def export_form(run: str, chosen: Mapping[str, bool], dtype: str, *, adapter: bo
 
     forms = [name for name, is_chosen in chosen.items() if is_chosen]
     if not forms:
-        fix = f"a published folder has the dtype that rounds nothing; leave it out, or add {' or '.join(f'--{name}' for name in chosen)}"
+        fix = f"a published folder has the dtype that rounds nothing; leave it out, or add --{' or --'.join(chosen)}"
         require(dtype == "float32", "dtype", dtype, fix)
         return None
     if len(forms) > 1:
