@@ -1,1 +1,1 @@
-"""Models in the forms that other programs read: StableHLO, GGUF."""
+"""Models in the forms that other programs read: StableHLO, ONNX, GGUF."""

@@ -28,6 +28,12 @@ class Form:
 
 FORMS = {
     "stablehlo": Form(module="train.exports.stablehlo", dtypes=("float32", "bfloat16"), files="programs"),
+    "onnx": Form(
+        module="train.exports.onnx_file",
+        dtypes=("float32",),
+        families=("bert", "distilbert", "modernbert", "roberta", "t5", "xlnet"),
+        files="ONNX files",
+    ),
     "gguf": Form(
         module="train.exports.gguf_file",
         dtypes=("float32", "bfloat16", "float16"),

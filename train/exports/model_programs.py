@@ -1,4 +1,4 @@
-"""What a model computes, as functions of flat dicts of arrays, which `train.exports.stablehlo` stores as programs.
+"""The computation of a model as functions of flat dicts of arrays, which `train.exports.stablehlo` stores as programs.
 
 The letters of shapes are those of `zoo.batch`; R is the length of a source, and S the number of slots of a cache.
 """

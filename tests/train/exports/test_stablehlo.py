@@ -16,7 +16,7 @@ from eval.generation.generation_options import Decoding
 from tests.support.commands import printed, write_gpt2
 from tests.support.exported_programs import Job, run_without_zoo
 from tests.support.generation import gpt_tokenizer, ids, make_generator
-from tests.support.small import GENERATORS, random_params, shallow, shapes, small
+from tests.support.small import random_params, shallow, small
 from tests.support.type_checks import symbolic_sizes
 from train.exports import model_programs, stablehlo
 from train.weights.load import load_model

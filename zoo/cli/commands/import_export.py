@@ -86,6 +86,8 @@ def export(args: list[str]) -> int:
         """Make a repository that --push creates visible to its owner only."""
         stablehlo: bool = False
         """Write programs that run with JAX alone, and their weights, instead; see docs/programs.md."""
+        onnx: bool = False
+        """Write an ONNX file of an encoder instead."""
         gguf: bool = False
         """Write a file for llama.cpp instead."""
         dtype: Dtype = "float32"
@@ -107,7 +109,7 @@ def export(args: list[str]) -> int:
     if options.push:
         hub_upload.check_upload(options.push, options.license)
     form = early_checks.export_form(
-        run, {"stablehlo": options.stablehlo, "gguf": options.gguf}, options.dtype, adapter=options.adapter
+        run, {"stablehlo": options.stablehlo, "onnx": options.onnx, "gguf": options.gguf}, options.dtype, adapter=options.adapter
     )
     if form is not None and (options.license or options.push):
         raise BadInput("--license and --push: they are for a folder with a model card; leave out the option for another form")
