@@ -139,7 +139,7 @@ def _llama3_factors(cfg: llama.Config) -> np.ndarray:
         high_freq_factor=cfg.high_freq_factor,
         original_context=cfg.original_context,
     )
-    return np.float32(np.asarray(plain) / np.asarray(scaled))
+    return (np.asarray(plain) / np.asarray(scaled)).astype(np.float32)
 
 
 def _add_sizes(writer: Any, cfg: Any) -> None:

@@ -21,9 +21,6 @@ from zoo.sharding import path_of
 Arrays = dict[str, Any]
 """Names -> arrays, or their shapes."""
 Dims = tuple[int | str, ...]
-
-
-Dims = tuple[int | str, ...]
 """Sizes of a shape; a letter stands for any size."""
 
 
@@ -93,8 +90,8 @@ def model_programs(model: Model, vocabulary: int, shapes: Arrays, dtype: Any) ->
     return programs
 
 
-ROWS: Mapping[str, Dims] = {"tokens": ("B", "T"), "segments": ("B", "T")}
-SOURCE: Mapping[str, Dims] = {"source_tokens": ("B", "R"), "source_segments": ("B", "R")}
+ROWS: dict[str, Dims] = {"tokens": ("B", "T"), "segments": ("B", "T")}
+SOURCE: dict[str, Dims] = {"source_tokens": ("B", "R"), "source_segments": ("B", "R")}
 SUMMARIZED = ("pretraining", "next", "sequence", "choice")
 """Tasks whose outputs are of sequences."""
 OUTPUTS = {
@@ -153,8 +150,8 @@ def _outputs(model: Model, vocabulary: int, weights: Arrays, inputs: Arrays) -> 
 def _encode(model: Model, weights: Arrays, inputs: Arrays) -> Arrays:
     """Return the hidden states of a source; nothing depends on the one target token, so its computation is left out."""
     source = _source(inputs)
-    assert source is not None
-    batch = Batch(tokens=source.tokens[:, :1], segments=source.segments[:, :1], source=source)
+    first = {name: inputs[f"source_{name}"][:, :1] for name in ("tokens", "segments")}
+    batch = Batch(**first, source=source)
     return {"hidden": model.apply(nested_params(weights), batch).source_hidden}
 
 

@@ -73,7 +73,7 @@ def _convert(program: Program, weights: Arrays, length: int | None) -> bytes:
     # jax2onnx prints the errors of parts that it cannot import, which are for other libraries than JAX.
     with contextlib.redirect_stderr(import_errors), contextlib.redirect_stdout(import_errors), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import jax2onnx
+        import jax2onnx  # pyright: ignore[reportMissingImports]
 
         scope = export.SymbolicScope(program.limits if length is None else ())
         letters = program.letters if length is None else ["B"]
