@@ -106,13 +106,13 @@ def export(args: list[str]) -> int:
     hub_upload.check_licence(options.license)
     if options.private and not options.push:
         raise BadInput("--private: it is of a repository; name one with --push, or leave the option out")
-    if options.push:
-        hub_upload.check_upload(options.push, options.license)
     form = early_checks.export_form(
         run, {"stablehlo": options.stablehlo, "onnx": options.onnx, "gguf": options.gguf}, options.dtype, adapter=options.adapter
     )
     if form is not None and (options.license or options.push):
         raise BadInput("--license and --push: they are for a folder with a model card; leave out the option for another form")
+    if options.push:
+        hub_upload.check_upload(options.push, options.license)
     if (code := prepare_process(options.machine, ["export", *args])) is not None:
         return code
     from train.weights import import_export
