@@ -1,4 +1,4 @@
-"""Entry point of `zoo`: selects the command and turns its outcome into an exit code. No other module imports this one."""
+"""Entry point of `zoo`: selects the command and turns its outcome into an exit code. Only its completion imports this module."""
 
 import contextlib
 import difflib
@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from zoo import fault_points, trust
 from zoo.cli import early_checks
+from zoo.cli.config_option import name_places, take_config
 from zoo.cli.trust_option import take_trust
 from zoo.errors import BadInput, without_secrets, write_remedy
 from zoo.runtime import stdio
@@ -48,7 +49,10 @@ usage: zoo COMMAND ...
   zoo bench compare A B       compare two results of a benchmark: slower, faster, wrong or missing cells
   zoo plan MODEL|RECIPE ...   compile a job for devices that this machine lacks: memory, FLOPs, communication, a bound on MFU
   zoo doctor                  show versions, devices and attention implementations, and check that this machine computes correctly
+  zoo test-install            check an installation: its files, modules and machine, and a tiny model, trained and exported
+  zoo completion SHELL        print the script that completes commands and options in bash, zsh or fish
 
+--config FILE, with every command, reads options from a TOML, YAML or JSON file; those on the command line replace them.
 --trust RUN, with every command that reads runs or models, permits the code of others that this folder names (needed once).
 Every command has --help; `zoo --version` prints versions. `zoo train --help` lists the recipes.
 """
@@ -75,7 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         fault_points.read_environment()
         early_checks.check_packages()
         trust.begin_command(args)
-        return _find(args[0])(take_trust(args[0], args[1:]))
+        words, places = take_config(args[0], take_trust(args[0], args[1:]))
+        with name_places(places):
+            return _find(args[0])(words)
     except BadInput as error:
         stdio.write_error(str(error))
         return 2
@@ -134,6 +140,8 @@ COMMANDS = {
     "bench": "bench:bench",
     "plan": "plan:plan",
     "doctor": "doctor:doctor",
+    "test-install": "test_install:test_install",
+    "completion": "completion:completion",
 }
 """Maps a command to `module:function` in `zoo.cli.commands`. The function takes the arguments and returns the exit code."""
 

@@ -78,10 +78,13 @@ def references_of_folder(name: str) -> References:
         BadInput: there is no such folder, or it is neither a run nor a model.
     """
     from train.run.run_dir import is_run, run_references
+    from zoo.cli.config_option import is_options_file, options_references
 
     folder = Path(name)
     if not folder.exists():
         raise BadInput(f"{OPTION} {name}: no such folder; name the folder of a run or of published weights, or a task file")
+    if is_options_file(folder):
+        return options_references(folder)
     if is_run(folder):
         return run_references(folder)
     file = folder / config_json.FILE
