@@ -22,7 +22,7 @@ COMMANDS = {
     f"train bert-nano --steps 2 --data.length=32 --data.batch=8 {' '.join([*BERT, *SHORT])}": "",
     "fill-mask runs/bert-nano --text whale": "",
     "plan gpt-nano --target cpu:2 --data.batch 2 --data.length 32 --model.layers 1": "argument",
-    "bench attention --quick --impl blocked --feature causal --direction forward --shape 1,64,64,2,2,16 --rounds 1 --out bench": "",
+    "bench attention --impl blocked --feature causal --direction forward --shape 1,64,64,2,2,16 --rounds 1 --out bench": "",
     "export runs/gpt-nano exported": "",
     "test-install": "ok   export",
 }
