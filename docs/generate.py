@@ -39,7 +39,8 @@ OPTIONS_INTRO = """\
 
 Look up an option of `zoo train` here: its type, its default and what it does. The page is the `--help` of all recipes in one
 place. `zoo train gpt-nano --optim.lr 1e-3` sets an option; in Python, `zoo.train("gpt-nano", optim={"lr": 1e-3})` does. The file
-`config.json` in a run's folder has all values under the same names. `zoo plan` takes these options too.
+`config.json` in a run's folder has all values under the same names. `zoo plan` takes these options too. A file can have the
+options: `--config FILE`, see [the command line](cli.md#options-from-a-file).
 
 - Whole numbers may be written as `1e6`. A list takes several values: `--data.paths a.txt b.txt`.
 - A flag is switched on by its name and off by `no-` before the last part: `--selection.best`, `--selection.no-best`.

@@ -157,6 +157,8 @@ def install_advice(extra: str) -> str:
     if source.scheme == "file" and Path(folder).is_dir():
         editable = "-e " if origin.get("dir_info", {}).get("editable") else ""
         return f"pip install {editable}'{folder}[{extra}]' -c '{folder}/constraints.txt'"
+    if source.scheme == "file" and Path(folder).is_file():
+        return f"pip install '{folder}[{extra}]'"
     return f"pip install 'FOLDER[{extra}]', where FOLDER is a clone of {DISTRIBUTION}"
 
 

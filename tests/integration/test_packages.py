@@ -13,15 +13,15 @@ from tests.support.processes import ROOT, Ended, clean_environment
 
 pytestmark = pytest.mark.full
 BERT = ["--model.vocab=300", "--model.layers=2", "--model.width=32", "--model.heads=4", "--model.ffn=64", "--tokenizer.vocab=300"]
-SHORT = ["--log.samples=0", "--log.validate-rows=8", "--data.paths=text.txt"]
+SHORT = ["--data.rows=full_sentences", "--log.samples=0", "--log.validate-rows=8", "--data.paths=text.txt"]
 COMMANDS = {
     "--version": "transformer-zoo ",
     "models gpt2": "124,439,808",
     f"train gpt-nano {' '.join(tiny.FLAGS)} --steps 2 --data.paths=text.txt": "",
     "generate runs/gpt-nano --prompt whale --limit 4": "",
     f"train bert-nano --steps 2 --data.length=32 --data.batch=8 {' '.join([*BERT, *SHORT])}": "",
-    "fill-mask runs/bert-nano --text whale": "",
-    "plan gpt-nano --target cpu:2 --data.batch 2 --data.length 32 --model.layers 1": "argument",
+    "fill-mask runs/bert-nano --text [MASK]": "",
+    "plan gpt-nano --target cpu:2 --data.batch 2 --data.length 32 --model.layers 1": "traced and compiled",
     "bench attention --impl blocked --feature causal --direction forward --shape 1,64,64,2,2,16 --rounds 1 --out bench": "",
     "export runs/gpt-nano exported": "",
     "test-install": "ok   export",
@@ -43,17 +43,18 @@ class Installed:
     def install(self, *args: str) -> None:
         packages.run_uv("pip", "install", "-q", "--python", self.python, *args, cwd=self.place)
 
-    def run(self, *argv: str) -> Ended:
+    def run(self, program: str, *argv: str) -> Ended:
+        """Run a program of the environment, without the settings that put this checkout on the path."""
         env = clean_environment() | {"ZOO_CACHE": str(self.cache)}
-        env = {name: value for name, value in env.items() if name != "PYTHONPATH"}
-        program = str(self.environment / "bin" / "zoo")
-        done = subprocess.run([program, *argv], env=env, cwd=self.place, capture_output=True, text=True, timeout=600)
+        env.pop("PYTHONPATH", None)
+        command = [str(self.environment / "bin" / program), *argv]
+        done = subprocess.run(command, env=env, cwd=self.place, capture_output=True, text=True, timeout=600)
         return Ended(done.returncode, done.stdout, done.stderr)
 
     def check_commands(self) -> None:
         (self.place / "text.txt").write_text("".join(f"The {n}th whale is seen.\n\n" for n in range(400)))
         for line, expected in COMMANDS.items():
-            ended = self.run(*line.split())
+            ended = self.run("zoo", *line.split())
             assert ended.code == 0 and expected in ended.stdout, (line, ended)
 
 
@@ -83,13 +84,7 @@ def test_the_packages_have_the_files_of_the_product() -> None:
 
 
 def test_commands_of_an_installed_wheel_work_outside_of_the_checkout(installed: Installed) -> None:
-    where = subprocess.run(
-        [installed.python, "-c", "import zoo, train, eval, benchmarks; print(zoo.__file__, eval.__file__)"],
-        cwd=installed.place,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    where = installed.run("python", "-c", "import zoo, train, eval, benchmarks; print(zoo.__file__, eval.__file__)")
     assert all(str(installed.environment) in name for name in where.stdout.split()) and str(ROOT) not in where.stdout
     installed.check_commands()
 
@@ -107,14 +102,14 @@ def test_the_check_of_an_installation_finds_what_is_wrong(installed: Installed, 
         file = site / name
         saved = shutil.move(file, tmp_path / file.name)
         if "changed" in expected[1]:
-            file.write_bytes(saved.read_bytes() + b"\n")
+            file.write_bytes(Path(saved).read_bytes() + b"\n")
         program = (
             "from zoo.runtime import jax_setup; from zoo.cli import install_checks as checks; jax_setup.prepare_jax(1); "
             "checks.check_training = checks.check_export = lambda folder: ''; exit(checks.run_install_checks())"
         )
-        done = subprocess.run([installed.python, "-c", program], cwd=installed.place, capture_output=True, text=True)
+        done = installed.run("python", "-c", program)
         shutil.copy(saved, file)
-        assert done.returncode == 1 and all(text in done.stdout for text in expected), (name, done)
+        assert done.code == 1 and all(text in done.stdout for text in expected), (name, done)
 
 
 @pytest.mark.slow

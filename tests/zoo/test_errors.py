@@ -39,6 +39,9 @@ def test_the_advice_to_install_an_extra_fits_the_installation(monkeypatch: pytes
     assert install_advice("data") == f"pip install -e '{folder}[data]' -c '{folder}/constraints.txt'"
     installed(url=url, dir_info={})
     assert install_advice("data") == f"pip install '{folder}[data]' -c '{folder}/constraints.txt'"
+    (tmp_path / "package.whl").touch()
+    installed(url=f"{url}/package.whl", archive_info={})
+    assert install_advice("data") == f"pip install '{folder}/package.whl[data]'"
     for origin in ({"url": "file:///gone/package.whl", "archive_info": {}}, {}):
         installed(**origin)
         assert install_advice("data") == "pip install 'FOLDER[data]', where FOLDER is a clone of transformer-zoo"

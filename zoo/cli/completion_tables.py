@@ -8,6 +8,7 @@ from zoo.cli.config_option import OPTION as CONFIG
 
 Values = tuple[str, ...] | None
 """The words that an option takes: () if there is no list of them, as for numbers; None for names of files."""
+SHELLS = ("bash", "zsh", "fish")
 SUBCOMMANDS = {"data": ("inspect", "arithmetic")}
 """Commands with commands of their own, beside `zoo bench`."""
 
@@ -42,7 +43,6 @@ def completion_tables() -> Tables:
     from zoo import configs
     from zoo.cli.commands.bench import BENCHMARKS
     from zoo.cli.commands.train import CHECK
-    from zoo.cli.completion_scripts import SHELLS
     from zoo.cli.main import COMMANDS
     from zoo.cli.phases import OPTION as PHASES
     from zoo.cli.trust_option import COMMANDS as TRUSTING

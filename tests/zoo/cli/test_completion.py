@@ -52,7 +52,7 @@ def scripts(tables: Tables, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scripts")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(completion_scripts, "completion_tables", lambda: tables)
-        for shell in completion_scripts.SHELLS:
+        for shell in completion_tables.SHELLS:
             (folder / shell).write_text(completion_scripts.completion_script(shell))
     return folder
 

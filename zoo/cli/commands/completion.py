@@ -11,7 +11,7 @@ def completion(args: list[str]) -> int:
     """Run `zoo completion bash|zsh|fish`."""
     import tyro
 
-    from zoo.cli import completion_scripts
+    from zoo.cli.completion_tables import SHELLS
 
     @dataclasses.dataclass(frozen=True)
     class Completion:
@@ -24,7 +24,9 @@ def completion(args: list[str]) -> int:
         """bash, zsh or fish."""
 
     options = parse(Completion, args=args, prog="zoo completion")
-    if options.shell not in completion_scripts.SHELLS:
-        raise BadInput(f"completion {options.shell}: choose {', '.join(completion_scripts.SHELLS)}")
+    if options.shell not in SHELLS:
+        raise BadInput(f"completion {options.shell}: choose {', '.join(SHELLS)}")
+    from zoo.cli import completion_scripts
+
     print(completion_scripts.completion_script(options.shell), end="")
     return 0
