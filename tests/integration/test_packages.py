@@ -13,7 +13,7 @@ from tests.support.processes import ROOT, Ended, clean_environment
 
 pytestmark = pytest.mark.full
 BERT = ["--model.vocab=300", "--model.layers=2", "--model.width=32", "--model.heads=4", "--model.ffn=64", "--tokenizer.vocab=300"]
-SHORT = ["--data.rows=full_sentences", "--log.samples=0", "--log.validate-rows=8", "--data.paths=text.txt"]
+SHORT = ["--model.task=masked", "--data.rows=full_sentences", "--log.samples=0", "--log.validate-rows=8", "--data.paths=text.txt"]
 COMMANDS = {
     "--version": "transformer-zoo ",
     "models gpt2": "124,439,808",
