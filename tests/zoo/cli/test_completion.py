@@ -30,7 +30,7 @@ LINES = {
     "zoo train gpt-nano --log.sinks tensorboard w": "wandb",
     "zoo train gpt-nano --masking": "",
     "zoo train bert-nano --masking.who": "--masking.whole-words",
-    "zoo train gpt-nano --config te": "text.toml",
+    "zoo train gpt-nano --config text": "text.toml",
     "zoo data inspect gpt-nano --ro": "--rows",
     "zoo data i": "inspect",
     "zoo bench step --remat none att": "attention",
