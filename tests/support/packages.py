@@ -22,6 +22,7 @@ DATA = {
     "benchmarks/tiles/rates.json",
     "eval/pages/page.html.j2",
     "eval/pages/style.css",
+    "eval/serving/page.html",
     "train/data/embedded/PROVENANCE.md",
     "train/data/embedded/moby_dick.txt.xz",
     "zoo/attention/auto_lines.json",
