@@ -370,7 +370,7 @@ class _Text:
         if self._stop and self._cut(self._decoded()) is not None:
             size = next(n for n in range(before + 1, len(self.ids) + 1) if self._cut(self._decode(self.ids[:n])) is not None)
             del self.ids[size:]
-            self.ended = "stop"
+            self.ended, self._end = "stop", None
 
     def final(self) -> str:
         """Return the part of the text that no later token changes."""

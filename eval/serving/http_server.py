@@ -26,6 +26,10 @@ from zoo.errors import BadInput, printable
 
 LARGEST_BODY = 8 << 20
 """Bytes of the largest body of a request."""
+STREAM_SECONDS = 10
+"""Seconds without a byte that a client of a stream reads, during which nobody else is answered."""
+STOP_SECONDS = 5
+"""Most seconds that the end of the server waits for a computation."""
 MODELS = "/v1/models"
 POSTS = (CHAT, COMPLETIONS, EMBEDDINGS)
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -86,9 +90,9 @@ class ModelServer(ThreadingHTTPServer):
             self.serve_forever(poll_interval=0.1)
         finally:
             self.stopping.set()
-            # A thread that computes sees `stopping` between two dispatches.
-            with self.lock:
-                self.server_close()
+            # A thread that computes sees `stopping` between two dispatches, unless it waits for a client that reads nothing.
+            self.lock.acquire(timeout=STOP_SECONDS)
+            self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Print an error of a connection, on one line unless it is a bug."""
@@ -107,6 +111,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         with self._errors():
+            # A body of GET is not read, and would be taken for the next request.
+            self.close_connection |= bool({"content-length", "transfer-encoding"} & {name.lower() for name in self.headers})
             self._check_origin()
             match self._path():
                 case "/":
@@ -158,7 +164,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.lock.release()
 
     def _poll(self) -> None:
-        """End the computation if the client has left, or the server stops."""
+        """End the computation if the client has left, or the server stops. One that sends no more (`SHUT_WR`) has left."""
         if self.server.stopping.is_set():
             raise RequestError("the server was stopped", status=HTTPStatus.SERVICE_UNAVAILABLE)
         poller = select.poll()
@@ -182,10 +188,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_error(RequestError(text, status=HTTPStatus.INTERNAL_SERVER_ERROR))
 
     def _send_error(self, error: RequestError) -> None:
-        if self._events_begun:
-            return
         with contextlib.suppress(ConnectionError, TimeoutError):
-            self._send_json(error.status, error.content())
+            if self._events_begun:
+                self._send_event(error.content())
+            else:
+                self._send_json(error.status, error.content())
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Send an error of the protocol, such as an unknown method, in OpenAI's form too."""
@@ -269,14 +276,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = self._events_begun = True
         self.send_response(HTTPStatus.OK)
         self.send_header("Content-Type", "text/event-stream; charset=utf-8")
+        self.connection.settimeout(STREAM_SECONDS)
         self._end_headers()
         self._send_event(first)
-        try:
-            for event in events:
-                self._send_event(event)
-        except RequestError as error:
-            self._send_event(error.content())
-            return
+        for event in events:
+            self._send_event(event)
         self.wfile.write(b"data: [DONE]\n\n")
 
     def _send_event(self, event: dict[str, Any]) -> None:

@@ -90,7 +90,10 @@ def chat_request(body: Mapping[str, Any], defaults: Defaults) -> TextRequest:
         messages = check_unanswered(parse_turns(turns, "the request", MESSAGES), "the request")
     except BadInput as error:
         raise RequestError(str(error), param=MESSAGES) from None
-    limit = "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"
+    limits = [name for name in ("max_completion_tokens", "max_tokens") if body.get(name) is not None]
+    if len(limits) > 1:
+        raise RequestError("max_tokens: not with max_completion_tokens, its new name; send one of them", param="max_tokens")
+    limit = limits[0] if limits else "max_tokens"
     return TextRequest(messages=messages, **_settings(body, defaults, limit))
 
 

@@ -14,7 +14,7 @@ class RequestError(Exception):
 
     def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
         super().__init__(printable(message))
-        self.status, self.param, self.code = status, param, code
+        self.status, self.param, self.code = status, None if param is None else printable(param), code
 
     def content(self) -> dict[str, Any]:
         """Return the error in OpenAI's form."""
@@ -40,7 +40,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a number in JSON")
 
 
 def check_names(body: Mapping[str, Any], names: set[str], neutral: Mapping[str, Sequence[Any]]) -> None:
@@ -57,7 +57,7 @@ def check_names(body: Mapping[str, Any], names: set[str], neutral: Mapping[str, 
         if name in names or value is None:
             continue
         if name not in neutral:
-            raise RequestError(f"{name}: there is no such field; choose {', '.join(sorted(names))}", param=name)
+            raise RequestError(f"{name[:60]}: there is no such field; choose {', '.join(sorted(names))}", param=name[:60])
         if all(value != other or isinstance(value, bool) != isinstance(other, bool) for other in neutral[name]):
             raise RequestError(f"{name}: this is not supported; remove it", param=name)
 
@@ -92,7 +92,7 @@ def read_integer(body: Mapping[str, Any], name: str, default: int | None, least:
     """Return a whole number from `least` to `largest`, or the default; see `read_field`."""
     value = read_field(body, name, int, default)
     if value is not None and not least <= value <= largest:
-        raise RequestError(f"{name} {value if abs(value) < 1 << 64 else 'is'}: choose {least:,} to {largest:,}", param=name)
+        raise RequestError(f"{name}{f' {value}' if abs(value) < 1 << 64 else ''}: choose {least:,} to {largest:,}", param=name)
     return value
 
 

@@ -166,7 +166,7 @@ def test_a_second_request_compiles_nothing(server: ModelServer) -> None:
 BAD = {
     '{"prompt": ': (400, "the body is not JSON"),
     "[1]": (400, "the body is an array; send an object"),
-    '{"prompt": "a", "top_p": NaN}': (400, "NaN is no number of JSON"),
+    '{"prompt": "a", "top_p": NaN}': (400, "NaN is not a number in JSON"),
     "[" * 100_000: (400, "the body is not JSON"),
     '{"max_tokens": 3}': (400, "prompt is missing or empty"),
     '{"prompt": 3}': (400, "prompt: write a text or a list of texts"),
@@ -182,6 +182,7 @@ BAD = {
     '{"prompt": "a", "seed": -1}': (400, "seed -1: choose 0 to 4,294,967,295"),
     '{"prompt": "a", "stop": [3]}': (400, "stop: write a text or a list of texts"),
     '{"prompt": "a", "frob": 3}': (400, "frob: there is no such field; choose echo, "),
+    r'{"prompt": "a", "\ud800": 3}': (400, r"\ud800: there is no such field; choose echo, "),
     '{"prompt": "a", "presence_penalty": 0.5}': (400, "presence_penalty: this is not supported; remove it"),
     '{"prompt": "a", "stream": true, "n": 2}': (400, "n: a stream has one choice"),
     '{"prompt": "a", "stream": true, "logprobs": 1}': (400, "logprobs: not with stream"),
