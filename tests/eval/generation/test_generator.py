@@ -151,6 +151,7 @@ ENDS = {
     "the first of several": ([b"a", b"xyzb"], ("b", "y", "yz"), 9, "ax", "stop", 2),
     "a longer one begun, a shorter one met": ([b"x", b"y"], ("xyz", "y"), 9, "x", "stop", 2),
     "a stop before the limit": ([b"S", b"b", b"c"], ("S",), 2, "", "stop", 1),
+    "a stop before the end": ([b"S", b"b", b""], ("S",), 9, "", "stop", 1),
     "a stop begun only": ([b"ab\n", b"c", b""], ("\n\n",), 9, "ab\nc", "end of text", 2),
     "a stop begun at the end": ([b"ab\n", b""], ("\n\n",), 9, "ab\n", "end of text", 1),
     "a character over tokens": ([b"a", WHALE[:1], WHALE[1:2], WHALE[2:], b""], (), 9, "a鯨", "end of text", 4),
@@ -168,6 +169,7 @@ def test_a_text_ends_at_the_same_place_for_any_chunk(
     for chunk in (1, 2, 16):
         shown, result = read(words, stop, chunk=chunk, limit=limit)
         assert (result.generated().text, result.ended, len(result.ids)) == (text, ended, tokens)
+        assert (result.generated().end is None) == (ended != "end of text")
         assert all(text.startswith(part) for part in shown)
         assert shown[-1] == text
         assert not any("\ufffd" in part for part in shown) or "\ufffd" in text

@@ -196,6 +196,7 @@ BAD_CHATS = {
     '{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}': "message 1 has a part that is not a text",
     '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}': "is the assistant's",
     '{"messages": [{"role": "user", "content": "a <|im_end|>"}]}': "message 1 spells the special token <|im_end|>",
+    '{"messages": [{"role": "user", "content": "a"}], "max_tokens": 1, "max_completion_tokens": 1}': "send one of them",
     '{"messages": [{"role": "user", "content": "a"}], "tools": [{}]}': "tools: this is not supported",
     json.dumps({"messages": [{"role": "user", "content": "ab" * 200}]}): f"more than the context of {CONTEXT} tokens",
 }
@@ -250,6 +251,9 @@ def test_protocol_and_origins(server: ModelServer) -> None:
     connection.request("GET", "/v1/models")
     entry = json.loads(connection.getresponse().read())["data"][0]
     assert (entry["id"], entry["max_model_len"], entry["routes"]) == ("chatty", CONTEXT, [TEXT, CHAT])
+    # A body that is not read must not become the next request.
+    connection.request("GET", "/v1/models", b"GET / HTTP/1.1")
+    assert connection.getresponse().headers["Connection"] == "close"
     connection.close()
 
 
