@@ -24,6 +24,8 @@ OF_RECIPES = (["train"], ["plan"], ["data", "inspect"])
 """Commands that take a recipe."""
 NO_OPTIONS = {"recipe", "family", "objective", "extended_from", "model.compute.sequence"}
 """Values in the config.json of a run that are no options, or have words of their own."""
+TASK_KEYS = ("task", "group", "include")
+"""Keys of the files of lm-evaluation-harness's tasks."""
 NOT_TAKEN = ("machine.", "model.exported.")
 """Groups of values that are not taken from a run: where it ran, and what its weights came from."""
 
@@ -95,7 +97,18 @@ def is_options_file(file: Path) -> bool:
     """Return whether a path is that of a file of options, and not of a folder or a task of lm-evaluation-harness."""
     if not file.is_file() or file.suffix not in FORMATS:
         return False
-    return file.suffix == ".toml" or not re.search(r"^(task|group|include)\s*:", read_regular_text(file), re.MULTILINE)
+    if file.suffix not in (".yaml", ".yml"):
+        return True
+    try:
+        import yaml
+
+        node = yaml.compose(read_regular_text(file))
+    except (ModuleNotFoundError, yaml.YAMLError, UnusableFile, RecursionError):
+        return False
+    # A task has one of these keys, or, if others include it, functions, whose tags are not those of YAML.
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    is_task = any(key.value in TASK_KEYS or not value.tag.startswith("tag:yaml.org,") for key, value in pairs)
+    return bool(pairs) and not is_task
 
 
 def options_references(file: Path) -> trust.References:
