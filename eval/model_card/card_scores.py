@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from eval.metrics.standard_error import ratio_and_error
+from eval.model_card.markdown_spans import code
 from train.run.item_outcomes import HELD_OUT, Outcomes, outcome_names, read_outcomes
-from train.run.metric_definitions import METRICS, Metric
+from train.run.metric_definitions import COUNTS, METRICS, Metric
 from train.run.result_files import read_result
 from train.run.run_dir import RunDir
 from zoo.json_shapes import Number
@@ -19,6 +20,10 @@ NORMAL = 1.959964
 ERROR = "_stderr"
 MEANS = {"loss": "nats", "masked_loss": "nats", "accuracy": "right", "exact": "right"}
 """Score that is a mean over predictions -> the outcome of each item that it is the mean of."""
+SHARES = ("accuracy", "exact", "f1", "ndcg", "map", "mrr", "recall", "precision")
+"""Beginnings of the names of scores between 0 and 1."""
+LARGEST = 700.0
+"""Nats above which perplexities are not computed, as in scores."""
 ROUNDING = 1e-3
 """Relative difference up to which a score is the mean of its outcomes: sums in float32, and ties."""
 
@@ -70,7 +75,7 @@ def read_card_scores(files: RunDir, step: int | None) -> tuple[list[Score], list
         if _is_at(result, step):
             scores += _task_scores(name, result)
         else:
-            others.append(f"The run's score in {name} is of {_place(result)}, so it is not listed.")
+            others.append(f"The run's score in {code(name)} is of {_place(result)}, so it is not listed.")
     return scores, others
 
 
@@ -109,8 +114,8 @@ def _intervals(judged: Mapping[str, float | int], outcomes: Outcomes) -> dict[st
     if "loss" in intervals:
         low, high = intervals["loss"]
         loss, perplexity, bits = (judged.get(name, math.nan) for name in ("loss", "perplexity", "bits_per_byte"))
-        if abs(math.exp(min(loss, 700.0)) - perplexity) <= ROUNDING * perplexity:
-            intervals["perplexity"] = math.exp(low), math.exp(high)
+        if abs(math.exp(min(loss, LARGEST)) - perplexity) <= ROUNDING * perplexity:
+            intervals["perplexity"] = math.exp(min(low, LARGEST)), math.exp(min(high, LARGEST))
         if math.isfinite(bits) and loss:
             # The same nats over another unit.
             intervals["bits_per_byte"] = bits * low / loss, bits * high / loss
@@ -124,11 +129,11 @@ def _task_scores(name: str, result: Mapping[str, Any]) -> list[Score]:
             task=name,
             metric=metric,
             value=value,
-            interval=_ends(value, error) if (error := metrics.get(f"{metric}{ERROR}")) else None,
+            interval=_ends(value, error, share=metric.startswith(SHARES)) if (error := metrics.get(f"{metric}{ERROR}")) else None,
             items=result["examples"],
         )
         for metric, value in metrics.items()
-        if metric.removesuffix(ERROR) == metric or metric.removesuffix(ERROR) not in metrics
+        if metric not in COUNTS and (metric.removesuffix(ERROR) == metric or metric.removesuffix(ERROR) not in metrics)
     ]
 
 

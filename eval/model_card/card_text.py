@@ -1,12 +1,12 @@
 """The text of a model card: what a model is, how and on what it was trained, its scores, their limits, and where it is from."""
 
-import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
 from eval.model_card.card_scores import Score, score_lines
+from eval.model_card.markdown_spans import code, plain
 from eval.pages.html_page import Block, Table
 from eval.pages.value_text import format_number
 from train.config.run_config import Run
@@ -22,21 +22,6 @@ MOST_LABELS = 20
 WIDTH = 100
 """Columns of a command."""
 VERSIONS = ("python", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-
-
-def code(value: Any) -> str:
-    """Return a value as a code span: names in files of others must not become links, pictures or HTML."""
-    text = " ".join(printable(str(value)).split())
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    padding = " " if text[:1] in ("", "`") or text.endswith("`") else ""
-    return f"{fence}{padding}{text}{padding}{fence}"
-
-
-def plain(text: str) -> str:
-    """Return a text with escapes before the characters that have a meaning in Markdown."""
-    # An underscore within a word has no meaning.
-    special = r"([\\`*{}\[\]()<>#|!&~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))"
-    return re.sub(special, r"\\\1", " ".join(printable(text).split()))
 
 
 def public_name(value: str) -> str:
@@ -118,7 +103,7 @@ def _steps(exported: Exported) -> str:
     if run is None or exported.step is None:
         return ""
     part = f" of {run.steps:,}" if exported.step != run.steps else ""
-    return f"{exported.step:,}{part}, of {run.data.batch:,} rows of {run.data.length:,} tokens"
+    return f"{exported.step:,}{part}; {run.data.sizes} rows of {run.data.length:,} tokens in a step"
 
 
 def command_blocks(words: Sequence[str], recipe: str) -> list[Block]:
@@ -171,20 +156,32 @@ def data_blocks(run: Run, sources: Sequence[Any] | None, digests: Mapping[str, s
     blocks: list[Block] = []
     if sources:
         rows = [
-            (code(_source_name(source["name"])), f"{source['share']:.1%}", source["tokens"], source["rows"], source["epochs"])
+            (
+                code(_source_name(source["name"], run.data.paths)),
+                f"{source['share']:.1%}",
+                source["tokens"],
+                source["rows"],
+                source["epochs"],
+            )
             for source in sources
         ]
         blocks.append(Table(("Source", "Share of the run", "Tokens", "Rows", "Epochs"), rows))
     elif run.data.paths:
         blocks.append([code(public_name(path)) for path in run.data.paths])
     held_out = ", ".join(code(public_name(path)) for path in run.data.valid_paths)
-    facts = {"Held out": held_out or f"the last {run.data.valid_fraction:.0%} of the data"}
+    facts = {"Held out": held_out or f"about the last {100 * run.data.valid_fraction:g}% of the data"}
     facts |= {f"SHA-256 of {name}": code(digest) for name, digest in digests.items()}
     return [*blocks, facts]
 
 
-def _source_name(name: str) -> str:
-    """Return the names of the files of a source without their folders."""
+def _source_name(name: str, paths: Sequence[str]) -> str:
+    """Return the names of the files of a source without their folders.
+
+    Args:
+        paths: those of the data, which may have the ", " in them that separates files in the name.
+    """
+    for path in sorted(paths, key=len, reverse=True):
+        name = name.replace(path, public_name(path))
     return ", ".join(public_name(part) for part in name.split(", "))
 
 

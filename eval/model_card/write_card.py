@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from eval.model_card import card_text
 from eval.model_card.card_metadata import base_model, card_metadata
 from eval.model_card.card_scores import read_card_scores
+from eval.model_card.markdown_spans import plain
 from eval.pages.charts import draw_png
 from eval.pages.html_page import Block
 from eval.pages.markdown_page import render_markdown
@@ -55,7 +56,7 @@ def write_card(folder: Path, exported: Exported, *, name: str, license_id: str =
     sections["Licence"] = [] if license_id else ["No licence was given: ask the owner of these weights before you use them."]
     sections["Provenance"] = [card_text.provenance(exported, facts.starts, read_code())]
     introduction = card_text.introduction(exported, facts.tokens)
-    body = render_markdown(card_text.plain(name), [introduction], sections)
+    body = render_markdown(plain(name), [introduction], sections)
     (folder / CARD).write_text(f"---\n{_yaml(metadata)}---\n\n{body}", encoding="utf-8")
 
 
@@ -77,7 +78,7 @@ def _curve(folder: Path, exported: Exported, facts: "_RunFacts") -> list[Block]:
     marked = run_charts.MarkedSteps([start["step"] for start in facts.starts[1:]], chosen)
     figure = run_charts.run_curves(train, valid, marked, (), exported.run.selection.metric)[0]
     (folder / CURVE).write_bytes(draw_png(figure))
-    return [f"![{card_text.plain(figure.label)}]({CURVE})"]
+    return [f"![{plain(figure.label)}]({CURVE})"]
 
 
 class _RunFacts:

@@ -89,14 +89,14 @@ def test_the_chosen_checkpoint_is_marked(tmp_path: Path) -> None:
 def test_names_of_others_mean_nothing(tmp_path: Path) -> None:
     """Neither in Markdown, nor in HTML, nor in the metadata."""
     result = {"step": 100, "metrics": {"accuracy": 0.5, "accuracy_stderr": 0.1}, "examples": 9}
-    tasks = {f"x\n---\nlicense: mit\n---\n{HOSTILE}": result}
+    tasks = {f"x\n---\nlicense: mit\n---\n{HOSTILE}": result, f"[a](//b){HOSTILE}": result | {"step": 1}}
     card, text = card_of(tmp_path, **{"data.json": [SOURCE | {"name": HOSTILE}], "evaluations.json": tasks})
     assert card.data.license is None and card.data.eval_results[-1].dataset_name == next(iter(tasks))
     page = Tags(MarkdownIt("commonmark", {"html": True}).enable("table").render(card.text))
     assert [tag for tag, _ in page.tags if tag in ("h1", "a", "script")] == ["h1"]
     assert [attrs["src"] for tag, attrs in page.tags if tag == "img"] == ["curve.png"]
     assert (tmp_path / "out" / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert sum("<img src=x onerror=alert(1)>" in words for words in page.words) == 2
+    assert sum("<img src=x onerror=alert(1)>" in words for words in page.words) == 3
     assert text.count("\n# ") == 1 and "0.5000 | 0.3040 to 0.6960 | 9" in text
 
 
@@ -108,6 +108,9 @@ def test_folders_of_a_machine_are_left_out(tmp_path: Path) -> None:
     assert not any(word in text for word in ("ada", "secret", "clients", "bucket"))
     assert "`book.txt, b.txt, c.txt, hub:org/corpus, own/d.txt`" in text and "those of `start`" in text
     assert card.data.datasets == ["org/corpus"]
+    run = dataclasses.replace(RUN, data=dataclasses.replace(RUN.data, paths=(path := "/home/ada, b/secret/x.txt",)))
+    assert "`x.txt`" in (text := card_of(tmp_path / "comma", run=run, **{"data.json": [SOURCE | {"name": path}]})[1])
+    assert "secret" not in text
     (block, remark) = card_text.command_blocks(
         ["zoo", "train", "gpt-nano", "--init=/home/ada/start", "--data.paths", *paths], "a"
     )
