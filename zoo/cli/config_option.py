@@ -101,9 +101,11 @@ def is_options_file(file: Path) -> bool:
         return True
     try:
         import yaml
-
+    except ModuleNotFoundError:
+        return False
+    try:
         node = yaml.compose(read_regular_text(file))
-    except (ModuleNotFoundError, yaml.YAMLError, UnusableFile, RecursionError):
+    except (yaml.YAMLError, UnusableFile, RecursionError):
         return False
     # A task has one of these keys, or, if others include it, functions, whose tags are not those of YAML.
     pairs = node.value if isinstance(node, yaml.MappingNode) else []
