@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from zoo import trust
-from zoo.cli import config_lines
 from zoo.cli.python_functions import option_words
+from zoo.cli.run_options import options_beside_recipe
 from zoo.errors import BadInput
 from zoo.file_access import UnusableFile, read_regular_text
 
@@ -22,7 +22,9 @@ RECIPE = "recipe"
 """Key of a file that stands for the first word after `zoo train`, `zoo plan` and `zoo data inspect`."""
 OF_RECIPES = (["train"], ["plan"], ["data", "inspect"])
 """Commands that take a recipe."""
-NO_OPTIONS = {"recipe", "family", "objective", "extended_from", "model.compute.sequence"}
+KEY = r"""[\w-]+|"[^"]*"|'[^']*'"""
+"""A part of a key of TOML."""
+NO_OPTIONS = {"recipe", "family", "extended_from", "model.compute.sequence"}
 """Values in the config.json of a run that are no options, or have words of their own."""
 TASK_KEYS = ("task", "group", "include")
 """Keys of the files of lm-evaluation-harness's tasks."""
@@ -64,7 +66,7 @@ def take_config(command: str, args: Sequence[str]) -> tuple[list[str], dict[str,
         leaves = dict(_leaves(values, ""))
     leaves = {key: value for key, value in leaves.items() if _option_name(f"--{key}") not in explicit}
     _check_trusted(file, values, leaves)
-    lines = config_lines.key_lines(text, file.suffix)
+    lines = key_lines(text, file.suffix)
     places = {}
     for key, value in leaves.items():
         line = lines.get(key) or lines.get(key.rpartition(".")[0])
@@ -209,29 +211,22 @@ def _run_options(file: Path, recipe: str, words: Sequence[str]) -> dict[str, Any
         recipe: the recipe on the command line, or else of the file.
         words: the options on the command line; --init and --objective decide which default values a recipe has.
     """
-    from train import recipes
-    from train.config.find_objective import with_objective
     from train.config.usable_options import unusable_options
     from train.run.run_dir import read_config
-    from train.run.run_identity import flat_options
     from zoo.cli.command_setup import option_value
 
     run = read_config(file.parent)
+    init, objective = (option_value(list(words), option) for option in ("--init", "--objective"))
     try:
-        default = recipes.recipe_run(recipe, option_value(list(words), "--init") or run.init)
+        options = options_beside_recipe(run, recipe, init=init or run.init, objective=objective or run.objective)
     except BadInput as error:
         raise BadInput(f"{file}: {error}") from None
-    objective = option_value(list(words), "--objective") or run.objective
-    options = {} if default.objective == objective else {"objective": objective}
-    default = with_objective(default, objective)
-    before = flat_options(default)
     unusable = NO_OPTIONS | unusable_options(run, tokenizer=run.tokenizer.kind)
-    for key, value in flat_options(run).items():
-        if key.startswith(NOT_TAKEN) or any(key == name or key.startswith(f"{name}.") for name in unusable):
-            continue
-        if key not in before or before[key] != value:
-            options[key] = value
-    return options
+    return {
+        key: value
+        for key, value in options.items()
+        if not key.startswith(NOT_TAKEN) and not any(key == name or key.startswith(f"{name}.") for name in unusable)
+    }
 
 
 def _leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -262,3 +257,60 @@ def _option_name(word: str) -> str:
     """Return the name of an option of a command line without its negation: "selection.best" for --selection.no-best."""
     group, dot, last = word.partition("=")[0].removeprefix("--").replace("-", "_").rpartition(".")
     return f"{group}{dot}{last.removeprefix('no_')}"
+
+
+def key_lines(text: str, suffix: str) -> dict[str, int]:
+    """Return the line of each key, from 1 on, by its dotted name with underscores, of a file that is valid.
+
+    A key within an inline table of TOML is absent.
+    """
+    pairs = {".toml": _toml_keys, ".json": _json_keys}.get(suffix, _yaml_keys)(text)
+    lines: dict[str, int] = {}
+    for key, line in pairs:
+        lines.setdefault(key.replace("-", "_"), line)
+    return lines
+
+
+def _toml_keys(text: str) -> Iterator[tuple[str, int]]:
+    dotted = rf"((?:{KEY})(?:\s*\.\s*(?:{KEY}))*)"
+    prefix = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(rf"\s*\[\s*{dotted}\s*\]", line):
+            prefix = f"{_plain(header[1])}."
+            yield prefix[:-1], number
+        elif entry := re.match(rf"\s*{dotted}\s*=", line):
+            yield f"{prefix}{_plain(entry[1])}", number
+
+
+def _plain(dotted: str) -> str:
+    """Return a dotted key of TOML without quotes and spaces."""
+    return ".".join(part.strip("\"'") for part in re.findall(KEY, dotted))
+
+
+def _json_keys(text: str) -> Iterator[tuple[str, int]]:
+    path: list[str] = []
+    last = ""
+    for token in re.finditer(r'"((?:\\.|[^"\\])*)"|[{}:]', text):
+        if token[0] == "{":
+            path.append("")
+        elif token[0] == "}":
+            path.pop()
+        elif token[0] == ":":
+            path[-1] = last
+            yield ".".join(path), text.count("\n", 0, token.start()) + 1
+        else:
+            last = token[1]
+
+
+def _yaml_keys(text: str) -> Iterator[tuple[str, int]]:
+    import yaml
+
+    def walk(node: Any, prefix: str) -> Iterator[tuple[str, int]]:
+        if not isinstance(node, yaml.MappingNode):
+            return
+        for key, value in node.value:
+            name = f"{prefix}{key.value}"
+            yield name, key.start_mark.line + 1
+            yield from walk(value, f"{name}.")
+
+    yield from walk(yaml.compose(text), "")

@@ -13,7 +13,7 @@ from train.run.run_dir import read_config
 from train.run.run_identity import run_identity
 from train.weights.load import load_model
 from zoo.cli.commands.train import parse_options
-from zoo.cli.train_command import train_command
+from zoo.cli.run_options import train_command
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes import run_python
-from zoo.cli import completion_scripts, completion_tables
-from zoo.cli.completion_tables import Tables
+from zoo.cli.completion import shell_scripts, word_tables
+from zoo.cli.completion.word_tables import Tables
 
 COMPLETE = """
 source "$0"
@@ -44,16 +44,16 @@ LINES = {
 
 @pytest.fixture(scope="module")
 def tables() -> Tables:
-    return completion_tables.completion_tables()
+    return word_tables.completion_tables()
 
 
 @pytest.fixture(scope="module")
 def scripts(tables: Tables, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scripts")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(completion_scripts, "completion_tables", lambda: tables)
-        for shell in completion_tables.SHELLS:
-            (folder / shell).write_text(completion_scripts.completion_script(shell))
+        patch.setattr(shell_scripts, "completion_tables", lambda: tables)
+        for shell in word_tables.SHELLS:
+            (folder / shell).write_text(shell_scripts.completion_script(shell))
     return folder
 
 
@@ -89,10 +89,10 @@ def test_the_options_of_each_context_are_those_of_the_parser(tables: Tables) -> 
 
     added = {"--config", "--trust", "--check", "--phases"}
     for recipe in ("xlnet-nano", "t5-nano", "gpt-nano", "grpo", "roberta-nano"):
-        own = set(completion_tables.command_options("train", recipe))
+        own = set(word_tables.command_options("train", recipe))
         assert len(own) > 50 and names(f"train {recipe}") == own | added
-    assert names("data inspect bert-nano") >= set(completion_tables.command_options("data", "inspect", "bert-nano"))
-    assert names("plan bert-nano") >= set(completion_tables.command_options("plan", "bert-nano"))
+    assert names("data inspect bert-nano") >= set(word_tables.command_options("data", "inspect", "bert-nano"))
+    assert names("plan bert-nano") >= set(word_tables.command_options("plan", "bert-nano"))
     assert names("train bert-nano") != names("train gpt-nano")
 
 

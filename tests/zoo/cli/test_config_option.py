@@ -11,9 +11,8 @@ from tests.support.commands import call, in_folder
 from train import recipes
 from train.run.run_dir import as_json
 from zoo import trust
-from zoo.cli import config_lines
 from zoo.cli.commands.train import parse_options
-from zoo.cli.config_option import take_config
+from zoo.cli.config_option import key_lines, take_config
 from zoo.errors import BadInput
 
 FORMS = {
@@ -106,7 +105,7 @@ def test_a_file_names_no_code_without_trust(tmp_path: Path) -> None:
 
 def test_lines_of_keys() -> None:
     toml = 'a = 1\n"b".c = 2\n[d.e]\nf-g = 3 # h = 4\n'
-    assert config_lines.key_lines(toml, ".toml") == {"a": 1, "b.c": 2, "d.e": 3, "d.e.f_g": 4}
+    assert key_lines(toml, ".toml") == {"a": 1, "b.c": 2, "d.e": 3, "d.e.f_g": 4}
     text = '{"a": {"b": "c: {",\n "d": [1, 2]},\n "b": 3}'
-    assert config_lines.key_lines(text, ".json") == {"a": 1, "a.b": 1, "a.d": 2, "b": 3}
-    assert config_lines.key_lines(text, ".yaml") == config_lines.key_lines(text, ".json")
+    assert key_lines(text, ".json") == {"a": 1, "a.b": 1, "a.d": 2, "b": 3}
+    assert key_lines(text, ".yaml") == key_lines(text, ".json")

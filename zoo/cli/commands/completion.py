@@ -11,7 +11,7 @@ def completion(args: list[str]) -> int:
     """Run `zoo completion bash|zsh|fish`."""
     import tyro
 
-    from zoo.cli.completion_tables import SHELLS
+    from zoo.cli.completion.word_tables import SHELLS
 
     @dataclasses.dataclass(frozen=True)
     class Completion:
@@ -26,7 +26,7 @@ def completion(args: list[str]) -> int:
     options = parse(Completion, args=args, prog="zoo completion")
     if options.shell not in SHELLS:
         raise BadInput(f"completion {options.shell}: choose {', '.join(SHELLS)}")
-    from zoo.cli import completion_scripts
+    from zoo.cli.completion import shell_scripts
 
-    print(completion_scripts.completion_script(options.shell), end="")
+    print(shell_scripts.completion_script(options.shell), end="")
     return 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from zoo.cli import early_checks
 from zoo.cli.command_setup import prepare_process, require_one_process
 from zoo.cli.option_parser import parse
-from zoo.cli.train_command import train_command
+from zoo.cli.run_options import train_command
 from zoo.errors import BadInput
 from zoo.hf import hub_upload
 

@@ -4,7 +4,7 @@ import collections
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
-from zoo.cli.completion_tables import Option, Tables, completion_tables
+from zoo.cli.completion.word_tables import Option, Tables, completion_tables
 
 FILES = "@files"
 """In the place of words: names of files."""
@@ -15,7 +15,7 @@ Case = tuple[Sequence[str], Sequence[str]]
 
 
 def completion_script(shell: str) -> str:
-    """Return the completion script for a shell of `completion_tables.SHELLS`."""
+    """Return the completion script for a shell of `word_tables.SHELLS`."""
     first = "#compdef zoo\n" if shell == "zsh" else ""
     note = f"# Completes the command line of zoo. Made by `zoo completion {shell}`; make it again after an upgrade.\n"
     tables = "".join(_function(shell, name, *table) for name, table in _tables(completion_tables()).items())

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
-from zoo.cli import help_text
+from zoo.cli.completion import help_text
 from zoo.cli.config_option import OPTION as CONFIG
 
 Values = tuple[str, ...] | None
