@@ -56,7 +56,7 @@ def library_and_task(folder: Path) -> tuple[str, str | None]:
     name = content["architectures"][0]
     # The longest end decides: BertForMaskedLM, not LM.
     ends = [end for end in TASKS if name.endswith(end)]
-    return "transformers", TASKS[max(ends, key=len)] if ends and not name.endswith("Prediction") else None
+    return "transformers", TASKS[max(ends, key=len)] if ends else None
 
 
 def hub_datasets(run: Run) -> list[str]:

@@ -208,7 +208,8 @@ def limits(exported: Exported, tokens: float | int | None, scores: Sequence[Scor
         amount = "A number of tokens that is not recorded" if tokens is None else f"{tokens:,} tokens"
         lines.append(f"{amount} of the data above were seen, repetitions and padding included, and no other data.")
         lines.append("What the weights that it began with were trained on is not described here." if run.init else "")
-        lines.append("Its scores are on held-out data of the same sources, and say little about other text." if scores else "")
+        is_same = any(not score.task for score in scores) and not run.data.valid_paths
+        lines.append("Its held-out score is on data of the same sources, and says little about other text." if is_same else "")
     lines.append("" if longest is None else f"It reads at most {longest:,} tokens at a time.")
     lines.append("No evaluation of safety, bias or factual accuracy is recorded.")
     lines.append("A program wrote this card from the files of the run." if run is not None else "A program wrote this card.")
