@@ -48,7 +48,7 @@ def run_serve(
         check_streams(resolve_decoding(model, decoding, names))
         served = _text_model(loaded, model, defaults, template)
     else:
-        served = ServedModel(loaded, model.dtype(), defaults, embed=_embedder(loaded, model))
+        served = ServedModel(loaded, defaults, embed=_embedder(loaded, model))
     terminal_output.write_output(f"{loaded.name}: {server.url} answers {', '.join(served.routes)}; Ctrl-C ends it\n")
     if served.no_chat:
         print(f"! {served.no_chat}", file=sys.stderr)
@@ -73,7 +73,7 @@ def _text_model(loaded: Loaded, model: ModelOptions, defaults: Defaults, templat
         if template:
             raise
         no_chat = str(error)
-    return ServedModel(loaded, model.dtype(), defaults, generator=generator, chat=chat, no_chat=no_chat)
+    return ServedModel(loaded, defaults, generator=generator, chat=chat, no_chat=no_chat)
 
 
 def _embedder(loaded: Loaded, model: ModelOptions) -> Embed:

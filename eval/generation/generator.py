@@ -10,9 +10,10 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Integer
+from jaxtyping import Int32, Integer
 
 from eval.generation.generation_options import Decoding
+from eval.inference.token_log_probs import TokenLogProbs, log_probs_with_likeliest
 from train.engine import device_mesh
 from train.tokenizers.tokenizer import Tokenizer
 from zoo.batch import Batch
@@ -196,6 +197,11 @@ class Generator:
             return None
         # Source and target of an encoder-decoder have positions of their own.
         return longest - size if self._continues_prompt else longest * (size <= longest)
+
+    def log_probs(self, ids: Int32[np.ndarray, " m"], top: int) -> TokenLogProbs:
+        """Return the log-probabilities of the tokens of a text with its prompt; see `log_probs_with_likeliest`."""
+        entries = self.tokenizer.vocab_size
+        return log_probs_with_likeliest(self.model, self._params, self.mesh, ids, top=top, entries=entries)
 
     def ending_at(self, ends: Sequence[int]) -> "Generator":
         """Return a generator of texts that end at other ids, which shares the parameters and the programs."""

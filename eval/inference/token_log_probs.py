@@ -11,10 +11,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float32, Int32
 
-from eval.inference.batch_loop import cast_to
 from eval.inference.likelihood import chunk_of, positions, row_length
 from train.engine import device_mesh
-from train.weights.load import Loaded
 from zoo.batch import Batch
 from zoo.models import Model
 
@@ -31,15 +29,20 @@ class TokenLogProbs(NamedTuple):
     top_ids: Int32[np.ndarray, "n K"]
 
 
-def token_log_probs(subject: Loaded, ids: Int32[np.ndarray, " m"], top: int, dtype: Any) -> TokenLogProbs:
+def log_probs_with_likeliest(
+    model: Model, params: Any, mesh: Mesh, ids: Int32[np.ndarray, " m"], *, top: int, entries: int
+) -> TokenLogProbs:
     """Return the log-probabilities of the tokens of one text, n = m - 1, under a model that reads from left to right.
 
+    `train.engine.log_probs.token_log_probs` has those of batches, without the likeliest tokens.
+
     Args:
+        params: in the dtype of the arithmetic; log-probabilities are float32.
         ids: two or more ids, at most one more than the model's positions.
         top: number K of likeliest tokens, 1 to `MOST`.
-        dtype: dtype of the arithmetic; log-probabilities are float32.
+        entries: number of ids that may be among the likeliest: those of the tokenizer, while the model may have more.
     """
-    model, mesh, count = subject.model, subject.mesh, len(ids) - 1
+    count = len(ids) - 1
     length, rows = row_length(count, positions(model)), device_mesh.round_up_rows(mesh, 1)
     tokens, targets = np.zeros((2, rows, length), np.int32)
     tokens[:, :count], targets[:, :count] = ids[:-1], ids[1:]
@@ -48,23 +51,18 @@ def token_log_probs(subject: Loaded, ids: Int32[np.ndarray, " m"], top: int, dty
     if model.config.scales_with_length:
         row = np.minimum(np.arange(length, dtype=np.int32), count - 1)
         batch = dataclasses.replace(batch, positions=np.tile(row, (rows, 1)))
-    entries = subject.tokenizer.vocab_size
     compiled = _compiled(model, mesh, min(1 if top == 1 else MOST, entries), entries)
     with jax.set_mesh(mesh):
         local = device_mesh.local_rows(mesh, rows)
         local_batch = jax.tree.map(lambda array: array[local], batch)
-        arrays = compiled(cast_to(np.dtype(dtype))(subject.params), device_mesh.shard_batch(local_batch, mesh, rows))
+        arrays = compiled(params, device_mesh.shard_batch(local_batch, mesh, rows))
     chosen, values, best = (array[:count] for array in jax.device_get(arrays))
     return TokenLogProbs(chosen, values[:, :top], best[:, :top])
 
 
 @functools.lru_cache(maxsize=4)
 def _compiled(model: Model, mesh: Mesh, top: int, entries: int) -> Callable[[Any, Batch], tuple[jax.Array, jax.Array, jax.Array]]:
-    """Return the compiled function of (parameters, batch) to the arrays of `TokenLogProbs` of its first row.
-
-    Args:
-        entries: number of ids that may be among the likeliest: those of the tokenizer, while the model may have more.
-    """
+    """Return the compiled function of (parameters, batch) to the arrays of `TokenLogProbs` of its first row."""
 
     def score(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
         assert batch.targets is not None

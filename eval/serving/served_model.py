@@ -12,7 +12,6 @@ from jaxtyping import Float32
 
 from eval.generation.conversation import ChatModel, without_first_space
 from eval.generation.generator import Ended, Generated, Generator, Part
-from eval.inference.token_log_probs import token_log_probs
 from eval.serving.openai_requests import MOST_TEXTS, WITHOUT_EFFECT, Defaults, TextRequest, chat_request, completion_request
 from eval.serving.request_fields import RequestError, check_names, read_field, read_integer, read_texts
 from train.weights.load import Loaded
@@ -32,7 +31,6 @@ class ServedModel:
     """A model, and which kinds of requests it answers. The methods may be called by one thread at a time."""
 
     loaded: Loaded
-    dtype: Any
     defaults: Defaults
     generator: Generator | None = None
     """None for an encoder."""
@@ -233,7 +231,7 @@ class ServedModel:
         # A model whose context is full of tokens predicts one more.
         assert room is None or len(ids) <= room + 1
         count = max(1, request.logprobs)
-        scores = token_log_probs(self.loaded, ids, count, self.dtype) if len(ids) > 1 else None
+        scores = self._generator(request).log_probs(ids, count) if len(ids) > 1 else None
         tokens = [tokenizer.decode([int(token)]) for token in ids]
         chosen: list[Any] = [None, *(scores.chosen.tolist() if scores else ())]
         top: list[Any] = [None]

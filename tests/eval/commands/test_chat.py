@@ -114,7 +114,7 @@ def test_a_conversation_is_saved_as_training_reads_it(tmp_path: Path, capsys: py
         for line, problem in {
             "/save other": "/save other: the file exists; name a new one",
             "/save": "/save: has no file; write /save FILE",
-            "/save no/x": "--save no/x: its folder does not exist",
+            "/save no/x": "/save no/x: cannot be written",
             "/stop x": "/stop: there is no such command; /help lists them",
             "/quit now": "/quit now: the command takes no text",
             "a <|im_end|> b": "the conversation: message 5 spells the special token",

@@ -63,7 +63,7 @@ def server() -> Iterator[ModelServer]:
     loaded = chat_loaded()
     generator = make_generator(loaded, dtype=jnp.float32, batch=4, option="max_tokens", shared=True)
     defaults = Defaults(Decoding(limit=16))
-    model = ServedModel(loaded, jnp.float32, defaults, generator=generator, chat=ChatModel.of(loaded, generator))
+    model = ServedModel(loaded, defaults, generator=generator, chat=ChatModel.of(loaded, generator))
     with serving(model) as server:
         yield server
 
@@ -155,7 +155,9 @@ def test_log_probs_are_those_of_scores_and_logits(server: ModelServer) -> None:
 def test_a_second_request_compiles_nothing(server: ModelServer) -> None:
     answered(server, CHAT, messages=ASKED, max_tokens=5, temperature=0.7)
     streamed(server, CHAT, messages=ASKED, max_tokens=5, temperature=0.7)
+    answered(server, TEXT, prompt="abc", max_tokens=2, logprobs=1)
     with compiled_programs() as compiled:
+        answered(server, TEXT, prompt="ab", max_tokens=2, temperature=0.9, logprobs=1)
         for size, tokens in ((1, 3), (4, 9), (6, 30)):
             body: dict[str, Any] = {"messages": [{"role": "user", "content": "abc "[:size]}], "max_tokens": tokens}
             answered(server, CHAT, temperature=0.3 + size, **body)
@@ -286,7 +288,7 @@ def test_vectors_are_those_of_zoo_embed() -> None:
     model = small("bert", vocab=400)
     loaded = Loaded("encoder", model, random_params(model), encoders.tokenizer("wordpiece"), chat_loaded().mesh)
     options = ModelOptions(source="encoder", batch=4)
-    served = ServedModel(loaded, jnp.float32, Defaults(Decoding()), embed=serve._embedder(loaded, options))
+    served = ServedModel(loaded, Defaults(Decoding()), embed=serve._embedder(loaded, options))
     texts = ["the whale", "an old ship of the sea"]
     expected = LoadedModel(loaded).embed(texts)
     with serving(served) as server:
@@ -309,7 +311,7 @@ def test_vectors_are_those_of_zoo_embed() -> None:
 def test_an_encoder_decoder_writes_texts_of_its_prompts() -> None:
     loaded = seq2seq_loaded("t5")
     generator = make_generator(loaded, dtype=jnp.float32, batch=2, option="max_tokens", shared=True)
-    model = ServedModel(loaded, jnp.float32, Defaults(Decoding()), generator=generator, no_chat="no template")
+    model = ServedModel(loaded, Defaults(Decoding()), generator=generator, no_chat="no template")
     request = model.read_request(TEXT, {"prompt": ["Call me", "years ago"], "max_tokens": 9, "temperature": 0})
     texts = [choice["text"] for choice in model.answer(request, lambda: None)["choices"]]
     assert texts == LoadedModel(loaded).generate(["Call me", "years ago"], limit=9, temperature=0)
