@@ -67,34 +67,44 @@ def _talk_on_terminal(chat: "Chat") -> int:
     with contextlib.suppress(ImportError):
         # Its import gives `input` the editing of lines and their history.
         import readline  # noqa: F401
-    while True:
-        try:
-            line = input(PROMPT)
-        except EOFError:
-            terminal_output.write_output("\n")
-            return 0
-        except KeyboardInterrupt:
-            terminal_output.write_output("\n")
-            notice("Ctrl-D or /quit ends the conversation")
-            continue
-        except UnicodeDecodeError:
-            notice("the line is not UTF-8; write it again")
-            continue
-        try:
-            with _interrupted() as interrupted:
-                if not chat.take_line(line, interrupted):
+    with _recorded_interrupts() as pressed:
+        while True:
+            try:
+                line = _read_line()
+            except EOFError:
+                terminal_output.write_output("\n")
+                return 0
+            except KeyboardInterrupt:
+                terminal_output.write_output("\n")
+                notice("Ctrl-D or /quit ends the conversation")
+                continue
+            except UnicodeDecodeError:
+                notice("the line is not UTF-8; write it again")
+                continue
+            pressed.clear()
+            try:
+                if not chat.take_line(line, lambda: bool(pressed)):
                     return 0
-        except BadInput as error:
-            notice(str(error))
+            except BadInput as error:
+                notice(str(error))
 
 
 @contextlib.contextmanager
-def _interrupted() -> Iterator[Callable[[], bool]]:
-    """Return a function that tells whether Ctrl-C was pressed in this context, where it has no other effect."""
+def _recorded_interrupts() -> Iterator[list[int]]:
+    """Return a list to which Ctrl-C adds an entry in this context, where it has no other effect."""
     pressed: list[int] = []
     previous = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
     try:
-        yield lambda: bool(pressed)
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _read_line() -> str:
+    """Return a line that the user writes; Ctrl-C raises KeyboardInterrupt here."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return input(PROMPT)
     finally:
         signal.signal(signal.SIGINT, previous)
 

@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -158,32 +159,38 @@ def test_a_session_on_a_terminal(tmp_path: Path) -> None:
     os.close(follower)
     seen, until = "", time.monotonic() + 300
 
-    def wait_for(text: str, count: int = 1) -> None:
+    def read() -> str:
+        assert select.select([leader], [], [], max(0.0, until - time.monotonic()))[0], seen
+        return os.read(leader, 1 << 16).decode(errors="replace")
+
+    def wait_for(text: str, position: int) -> int:
+        """Wait until the text appears after a position, and return that of its end; a reply may have any text before it."""
         nonlocal seen
-        while seen.count(text) < count:
-            assert time.monotonic() < until, seen
-            seen += os.read(leader, 1 << 16).decode(errors="replace")
+        while text not in seen[position:]:
+            seen += read()
+        return seen.index(text, position) + len(text)
 
     try:
-        wait_for("> ")
+        place = wait_for("> ", 0)
         os.write(leader, b"Hello\n")
-        wait_for("Hello\r\n")
-        size = len(seen)
-        while len(seen) < size + 20:
-            seen += os.read(leader, 1 << 16).decode(errors="replace")
+        place = wait_for("Hello\r\n", place)
+        while len(seen) < place + 20:
+            seen += read()
         os.write(leader, b"\x03")
-        wait_for("! the reply was ended by Ctrl-C")
-        wait_for("> ", 2)
-        os.write(leader, b"\x03")
-        wait_for("! Ctrl-D or /quit ends the conversation")
-        wait_for("> ", 3)
+        place = wait_for("> ", wait_for("! the reply was ended by Ctrl-C", place))
+        # Python's `input` sees a signal that comes just before it waits for a key only at the next key or signal.
+        while "! Ctrl-D or /quit" not in seen[place:]:
+            os.write(leader, b"\x03")
+            while select.select([leader], [], [], 1.0)[0]:
+                seen += os.read(leader, 1 << 16).decode(errors="replace")
+            assert time.monotonic() < until, seen
+        place = wait_for("> ", wait_for("! Ctrl-D or /quit ends the conversation", place))
         os.write(leader, b"/frob\n")
-        wait_for("! /frob: there is no such command")
-        wait_for("> ", 4)
+        wait_for("> ", wait_for("! /frob: there is no such command", place))
         os.write(leader, b"\x04")
         with contextlib.suppress(OSError):  # Linux reports the end of a terminal as an error
-            while more := os.read(leader, 1 << 16):
-                seen += more.decode(errors="replace")
+            while more := read():
+                seen += more
         assert process.wait(60) == 0, seen
     finally:
         if process.poll() is None:
