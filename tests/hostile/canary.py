@@ -22,7 +22,7 @@ SECRETS = (".ssh/id_rsa", ".netrc", ".aws/credentials", ".cache/huggingface/toke
 TOKENS = ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "OPENAI_API_KEY")
 CODE_RAN, EVENTS = "code-ran", "events"
 """File in the home folder that payloads write; file beside it with what the process did, a line each."""
-ADDRESS_SPACE, CPU_SECONDS = 4 << 30, 20
+ADDRESS_SPACE, CPU_SECONDS = 4 << 30, 60
 LARGEST_FILE = 1 << 30
 CLONE_NEWNET = 0x40000000
 
