@@ -9,7 +9,20 @@ import pytest
 from tests.support.commands import call
 from tests.support.processes import ROOT
 
-COMMANDS = ("embed", "eval", "export", "fill-mask", "generate", "import", "predict", "experiment", "doctor", "compare", "audit")
+COMMANDS = (
+    "embed",
+    "eval",
+    "export",
+    "fill-mask",
+    "generate",
+    "import",
+    "predict",
+    "experiment",
+    "doctor",
+    "compare",
+    "audit",
+    "sweep",
+)
 COMMANDS += (*(f"bench {kind}" for kind in ("attention", "step", "embed", "compare", "growth", "feedback")), "judge")
 COMMANDS += ("data inspect gpt-nano", "search", "mine", "chat", "serve")
 PACKAGES = ("zoo", "train", "eval", "benchmarks")

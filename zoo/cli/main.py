@@ -27,6 +27,7 @@ usage: zoo COMMAND ...
   zoo eval RUN [...]          compute the held-out loss, perplexity and bits per byte; --task blimp|lambada|... scores local files
   zoo compare RUN...          compare finished runs; runs that differ only in their seed form one row
   zoo experiment NAME DIR     run a declared grid of runs with several seeds, and judge it against a paper's table; --list
+  zoo sweep RECIPE DIR ...    search for options of a training run with Optuna, pruned by validation and resumed after a kill
   zoo judge FILE... [...]     judge claims about tables of seeds that others published, by the rules of experiments
   zoo audit RUN [...]         replay parts of a run, check its digests from data to score, and print a certificate
   zoo generate RUN|DIR [...]  continue prompts, or compare the likelihoods of continuations
@@ -124,6 +125,7 @@ COMMANDS = {
     "eval": "evaluate:evaluate",
     "compare": "compare:compare",
     "experiment": "experiment:experiment",
+    "sweep": "sweep:sweep",
     "judge": "judge:judge",
     "audit": "audit:audit",
     "generate": "generate:generate",

@@ -15,6 +15,7 @@ COMMANDS = (
     "eval",
     "compare",
     "experiment",
+    "sweep",
     "audit",
     "generate",
     "chat",

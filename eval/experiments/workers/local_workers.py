@@ -18,18 +18,21 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 class LocalWorkers:
     """Processes of this machine that run nodes."""
 
-    def __init__(self, folder: Path, count: int = 1) -> None:
+    def __init__(self, folder: Path, count: int = 1, cwd: Path | None = None) -> None:
         """Divide the cores and GPUs of this machine among `count` workers. One worker uses all of them.
+
+        Args:
+            cwd: the folder in which the processes run; None = `folder`.
 
         Raises:
             BadInput: there are fewer cores or GPUs than workers, or another accelerator, which cannot be divided.
         """
-        self.count, self._folder = count, folder
+        self.count, self._folder, self._cwd = count, folder, cwd
         self._cores, self._environments = [()] if count == 1 else divide_cores(count), divide_gpus(count)
 
     def start(self, node: Node, slot: int) -> NodeProcess:
         """Start a node with the cores of a slot."""
-        return NodeProcess(node, self._folder, self._cores[slot], self._environments[slot])
+        return NodeProcess(node, self._folder, self._cores[slot], self._environments[slot], self._cwd)
 
 
 def divide_cores(count: int) -> list[tuple[int, ...]]:

@@ -45,19 +45,27 @@ class Outcome:
 class NodeProcess:
     """A node that this process has claimed and started."""
 
-    def __init__(self, node: Node, folder: Path, cores: Sequence[int] = (), environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        node: Node,
+        folder: Path,
+        cores: Sequence[int] = (),
+        environment: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> None:
         """Claim a node and start its process.
 
         Args:
             cores: numbers of the CPU cores that it may use; none = those of this process.
             environment: variables in addition to those of this process.
+            cwd: the folder in which the process runs; None = `folder`.
 
         Raises:
             ClaimedElsewhere: another process runs the node; the message names it.
             BadInput: the folder of the run cannot be written or locked.
         """
         self.node, self._folder = node, folder
-        self._cores, self._environment = cores, dict(environment or {})
+        self._cores, self._environment, self._cwd = cores, dict(environment or {}), cwd or folder
         self._starts, self._stopped = 0, False
         self._claim = claim_node(node, folder)
         try:
@@ -76,7 +84,7 @@ class NodeProcess:
             # A group of its own: Ctrl-C in the terminal reaches only this process, which passes it on once.
             self._process = subprocess.Popen(
                 [*PROGRAM, str(os.getpid()), cores, *self.node.argv],
-                cwd=self._folder,
+                cwd=self._cwd,
                 env=os.environ | self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -54,7 +54,7 @@ def completion_tables() -> Tables:
     words = {
         "": tuple(COMMANDS),
         **subcommands,
-        **dict.fromkeys(("train", "recipes", "data inspect"), names),
+        **dict.fromkeys(("train", "sweep", "recipes", "data inspect"), names),
         "plan": (*names, *sizes),
         "models": (*configs.families(), *sizes),
         "experiment": tuple(catalogue.names()),
