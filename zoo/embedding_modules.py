@@ -3,7 +3,7 @@
 `modules.json` lists the modules in order: the encoder, `1_Pooling`, any number of `2_Dense`, `3_Normalize`. The settings of texts
 are in `config_sentence_transformers.json` (prompts, similarity) and `sentence_bert_config.json` (longest text, lower case). The
 format is that of sentence-transformers 2 to 6; what it allows beyond this is refused by name. A model with a vector for each
-token has `1_Dense` and no pooling, see `zoo.multi_vector_files`. Nothing here imports JAX.
+token has `1_Dense` and no pooling, or the files of ColBERT's own code, see `zoo.multi_vector_files`. Nothing here imports JAX.
 """
 
 import dataclasses
@@ -19,13 +19,18 @@ from zoo.errors import BadInput
 from zoo.file_access import read_regular
 from zoo.hf import safetensors_dir
 from zoo.hf.config_json import FILE, LARGEST_FILE, PublishedConfig, first_name, parse_json, read_json
+from zoo.hf.safetensors_dir import Tensor
 from zoo.multi_vector_files import (
+    LAYER,
     MASK,
+    METADATA,
     NATIVE,
     PYLATE,
     MultiVector,
+    is_original,
     multi_vector_entries,
     read_multi_vector,
+    read_original,
     read_prefixed_prompts,
 )
 
@@ -111,13 +116,13 @@ class EmbeddingModules:
 
 
 def read_modules(folder: Path) -> EmbeddingModules | None:
-    """Return the modules of a folder; None for one without modules.json.
+    """Return the modules of a folder; None for an encoder alone, without modules.json.
 
     Raises:
         BadInput: a damaged file, or a module or a setting that is not supported; the message names the file and the key.
     """
     if not (folder / MODULES).exists():
-        return None
+        return _read_original(folder) if is_original(folder) else None
     multi_vector = read_multi_vector(folder)
     paths = _module_paths(folder / MODULES, is_multi_vector=multi_vector is not None)
     if multi_vector and not multi_vector.has_markers and not {MASK, "Normalize"} <= {kind for kind, _ in paths}:
@@ -130,6 +135,16 @@ def read_modules(folder: Path) -> EmbeddingModules | None:
     values["normalize"] = multi_vector is not None or any(kind == "Normalize" for kind, _ in paths)
     values["multi_vector"] = multi_vector
     return EmbeddingModules(**values, **_read_prompts(folder), **_read_texts(folder))
+
+
+def _read_original(folder: Path) -> EmbeddingModules:
+    settings, prompts, dimensions = read_original(folder)
+    tensor = safetensors_dir.read_safetensors(folder).get(LAYER)
+    if tensor is None or len(tensor.shape) != 2 or tensor.shape[0] != dimensions:
+        actual = "missing" if tensor is None else f"{list(tensor.shape)}"
+        raise BadInput(f"{folder}: {LAYER} is {actual}, and {METADATA} says dim {dimensions}; use the files of one model")
+    layer = DenseLayer(_finite_arrays(folder, {LAYER: tensor})[LAYER], None, "identity")
+    return EmbeddingModules(dense=(layer,), normalize=True, prompts=prompts, multi_vector=settings)
 
 
 def write_modules(folder: Path, modules: EmbeddingModules, hidden: int) -> None:
@@ -163,7 +178,7 @@ def write_modules(folder: Path, modules: EmbeddingModules, hidden: int) -> None:
         activation = first_name(ACTIVATIONS, layer.activation)
         sizes = {"in_features": inputs, "out_features": outputs, "bias": layer.bias is not None}
         _write(folder / path / FILE, {**sizes, "activation_function": activation})
-        arrays = {"linear.weight": layer.kernel} | ({} if layer.bias is None else {"linear.bias": layer.bias})
+        arrays = {LAYER: layer.kernel} | ({} if layer.bias is None else {"linear.bias": layer.bias})
         safetensors_dir.write_tensors(folder / path, {name: array.shape for name, array in arrays.items()}, arrays.__getitem__)
     prompts = {"prompts": dict(modules.prompts), "default_prompt_name": modules.default_prompt or None}
     own = multi_vector_entries(settings, modules.prompts) if settings else {"similarity_fn_name": modules.similarity}
@@ -256,14 +271,20 @@ def _read_dense(folder: Path, of: str) -> DenseLayer:
         if config.has(key):
             config.choice(key, {of: 0}, of, why="a layer on something else is not supported, only")
     tensors = safetensors_dir.read_safetensors(folder)
-    shapes = {"linear.weight": (outputs, inputs)} | ({"linear.bias": (outputs,)} if has_bias else {})
+    shapes = {LAYER: (outputs, inputs)} | ({"linear.bias": (outputs,)} if has_bias else {})
     if (actual := {name: tensor.shape for name, tensor in tensors.items()}) != shapes:
         raise BadInput(f"{folder}: the tensors are {actual}, and {FILE} says {shapes}; use the files of one model")
+    arrays = _finite_arrays(folder, tensors)
+    return DenseLayer(arrays[LAYER], arrays.get("linear.bias"), activation)
+
+
+def _finite_arrays(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Return tensors as float32 arrays, none of which has NaN or infinity."""
     arrays = {name: np.array(tensor.view(), np.float32) for name, tensor in tensors.items()}
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise BadInput(f"{folder}: {name} is not finite; the weights are damaged: download them again")
-    return DenseLayer(arrays["linear.weight"], arrays.get("linear.bias"), activation)
+    return arrays
 
 
 def _read_prompts(folder: Path) -> dict[str, Any]:

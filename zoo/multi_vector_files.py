@@ -1,8 +1,9 @@
-"""The settings of models with a vector for each token, in the files of sentence-transformers 6 and of PyLate.
+"""The settings of models with a vector for each token: in files of sentence-transformers 6, of PyLate, and of ColBERT's own code.
 
-Both have `config_sentence_transformers.json`, whose `model_type` says so: "ColBERT" (PyLate), with all settings in that file, or
-"MultiVectorEncoder" (sentence-transformers 6), with the lengths in `sentence_bert_config.json` and the skipped tokens in
-`N_MultiVectorMask/config.json`. PyLate's form is written, which both read. Nothing here imports JAX.
+The first two have `config_sentence_transformers.json`, whose `model_type` says so: "ColBERT" (PyLate), with all settings in that
+file, or "MultiVectorEncoder" (sentence-transformers 6), with the lengths in `sentence_bert_config.json` and the skipped tokens in
+`N_MultiVectorMask/config.json`. PyLate's form is written, which both read. ColBERT's own code, that of the papers, names the
+architecture "HF_ColBERT" in `config.json`, and its settings are in `artifact.metadata`. Nothing here imports JAX.
 """
 
 import dataclasses
@@ -14,11 +15,14 @@ from typing import Any
 
 from zoo.errors import BadInput
 from zoo.hf.config_json import FILE, LARGEST_FILE, PublishedConfig, read_json
+from zoo.hf.tokenizer_files import has_entry
 
 PYLATE, NATIVE = "ColBERT", "MultiVectorEncoder"
 """Values of `model_type`."""
 MASK = "MultiVectorMask"
 SETTINGS = "config_sentence_transformers.json"
+ORIGINAL, METADATA, LAYER = "HF_ColBERT", "artifact.metadata", "linear.weight"
+"""Of ColBERT's own code: the architecture in config.json, the file of the settings, and the layer among the encoder's tensors."""
 QUERY_LENGTH, DOCUMENT_LENGTH = 32, 180
 """Lengths of a file of PyLate that names none."""
 PUNCTUATION = tuple(string.punctuation)
@@ -106,6 +110,44 @@ def _read_native(folder: Path) -> MultiVector:
         skiplist_words=words,
         has_markers=False,
     )
+
+
+def is_original(folder: Path) -> bool:
+    """Return whether the config.json of a folder has the architecture of ColBERT's own code.
+
+    Raises:
+        BadInput: config.json is damaged.
+    """
+    return (folder / FILE).exists() and PublishedConfig.load(folder).architecture() == ORIGINAL
+
+
+def read_original(folder: Path) -> tuple[MultiVector, dict[str, str], int]:
+    """Return the settings of such a folder, the prompts, which are its markers, and the dimensions of a vector.
+
+    An absent key has the default of that code (`colbert/infra/config/settings.py`).
+
+    Raises:
+        BadInput: no `artifact.metadata`, or a setting that is not supported; the message names the file and the key.
+    """
+    if not (file := folder / METADATA).exists():
+        raise BadInput(f"{file}: no such file, and {FILE} names the architecture {ORIGINAL}; copy that file of the model there")
+    config = PublishedConfig(file, content := read_json(file, LARGEST_FILE))
+    for key, value in (("similarity", "cosine"), ("interaction", "colbert")):
+        config.choice(key, {value: 0}, value, why="this is not supported, only")
+    prompts = {}
+    for name, key, default in (("query", "query_token_id", "[unused0]"), ("document", "doc_token_id", "[unused1]")):
+        prompts[name] = content.get(key, default)
+        if not isinstance(prompts[name], str) or not has_entry(folder, prompts[name]):
+            raise config.wrong(
+                key, prompts[name], f"the tokenizer has no entry {json.dumps(prompts[name])[:40]}; write one that it has"
+            )
+    settings = MultiVector(
+        query_length=config.integer("query_maxlen", QUERY_LENGTH),
+        document_length=config.integer("doc_maxlen", 220),
+        attend_to_expansion_tokens=config.flag("attend_to_mask_tokens", False),
+        skiplist_words=PUNCTUATION if config.flag("mask_punctuation", True) else (),
+    )
+    return settings, prompts, config.integer("dim", 128)
 
 
 def _words(config: PublishedConfig, words: Any, default: tuple[str, ...]) -> tuple[str, ...]:

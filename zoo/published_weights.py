@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from zoo import configs, models, sharding
+from zoo import configs, models, multi_vector_files, sharding
 from zoo.errors import BadInput
 from zoo.hf import mxfp4, quantized_formats, safetensors_dir, weight_files
 from zoo.hf.config_json import PublishedConfig
@@ -146,6 +146,9 @@ def open_folder(folder: Path) -> Opened:
     heads: Mapping[str, ParamNames] = models.family(family).names
     architecture = _architecture(published, family)
     tensors, notes = weight_files.read_tensors(folder)
+    if architecture == multi_vector_files.ORIGINAL:
+        # This layer is no part of the encoder; `zoo.embedding_modules` reads it.
+        tensors.pop(multi_vector_files.LAYER, None)
     published.task = resolve_task(heads, tensors, architecture)
     names = heads[published.task]
     cfg = _to_config(published, family)

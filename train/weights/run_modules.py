@@ -203,7 +203,7 @@ def _read_init_modules(init: str) -> "EmbeddingModules":
 
     modules = read_modules(modules_folder(resolve_model_name(init))) or EmbeddingModules()
     if modules.multi_vector:
-        fix = "use embed-late-interaction, or remove its modules.json to begin with the encoder alone"
+        fix = "use embed-late-interaction, or the folder of an encoder alone"
         raise BadInput(f"--init {init}: it has a vector for each token, and this recipe trains one for a text; {fix}")
     if modules.dense:
         raise BadInput(f"--init {init}: its vectors have dense layers, which are not trained; remove them from its modules.json")

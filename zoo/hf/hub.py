@@ -19,6 +19,8 @@ PATTERNS = [
     *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json"),
     *("tokenizer*.json", "vocab.*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json"),
     *("chat_template.jinja", "modules.json", "config_sentence_transformers.json", "sentence_*_config.json", "[0-9]*/config.json"),
+    # The settings of a model of ColBERT's own code.
+    "artifact.metadata",
 ]
 IGNORED = ["[!0-9]*/*"]
 """The same weights in other formats, for other programs, in folders of their own: gpt-oss has `original` and `metal`. A folder

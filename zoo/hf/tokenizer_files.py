@@ -1,6 +1,7 @@
 """The files of a tokenizer in a folder of published weights; importing this module imports no tokenizer library."""
 
 import contextlib
+import json
 from pathlib import Path
 
 from zoo.errors import BadInput
@@ -11,6 +12,17 @@ VOCABULARY, ENTRIES = "vocab.json", "vocab.txt"
 PIECES, XLM_PIECES = "spiece.model", "sentencepiece.bpe.model"
 WITHOUT_VOCABULARY = "ByT5Tokenizer"
 """The class that needs none of these files."""
+
+
+def has_entry(folder: Path, token: str) -> bool:
+    """Return whether a file of a tokenizer names a token, which must not be empty."""
+    for name in (FILE, VOCABULARY, ENTRIES):
+        # What cannot be read is reported by the reader of that file.
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            text = read_regular_text(folder / name)
+            if json.dumps(token) in text or token in text.splitlines():
+                return token != ""
+    return False
 
 
 def require_tokenizer(folder: Path) -> None:
