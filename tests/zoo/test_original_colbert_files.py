@@ -191,8 +191,9 @@ def test_commands_read_such_folders(
     texts = [" ".join(encoders.TEXT.split()[start : start + 6]) for start in range(16)]
     pairs = [{"query": text[:9], "positive": text} for text in texts]
     Path("pairs.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
-    train = f"train embed-late-interaction --init {folder} --data.paths pairs.jsonl --steps 1 --name run --data.batch 8"
-    printed(*train.split(), *"--data.length 20 --optim.lr 1e-9 --log.validate-every 0 --labelled.truncate".split())
+    train = f"train embed-late-interaction --init {folder} --data.paths pairs.jsonl --steps 1 --name run --data.batch 8 "
+    train += "--data.length 20 --optim.lr 1e-9 --log.validate-every 0 --labelled.truncate"
+    printed(*train.split())
     assert difference(token_vectors(Path("runs/run")), own) < 1e-4
 
 
