@@ -35,6 +35,7 @@ def run(
     sample: Callable[..., Any] | None = None,
     preview: Callable[..., str] | None = None,
     began: float | None = None,
+    as_json: bool = False,
 ) -> int:
     """Train to the end, from the newest checkpoint if there is one, and return the exit code (128 + signal after a signal).
 
@@ -44,12 +45,14 @@ def run(
         sample: writes continuations of held-out text.
         preview: returns a continuation to show after each validation.
         began: the time at which the start-up began, by `time.perf_counter`; None = now.
+        as_json: write the rows of metrics.jsonl to stdout, and what is shown of the run to stderr.
 
     Raises:
         BadInput: the configuration, the data and this machine do not fit together, or the folder contains another run.
     """
     account, process = TimeAccount(time.perf_counter() if began is None else began), jax.process_index()
-    console, stacks = Console(steps=run.steps, process=process, selected=run.selection.metric), RunDir.of(run).stacks(process)
+    console = Console(steps=run.steps, process=process, selected=run.selection.metric, as_json=as_json)
+    stacks = RunDir.of(run).stacks(process)
     # A process of several may only wait for the one that is stuck.
     subject = "the run is stuck" if jax.process_count() == 1 else f"process {process} is stuck or waits for one that is"
     watch = hang_watch.watch_progress(run.machine.hang_after, stacks, subject, console.__exit__)

@@ -7,7 +7,6 @@ all rows share are printed once, above the table.
 """
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -26,6 +25,7 @@ from train.run import metric_definitions
 from train.run.costs import NAMES
 from train.run.progress_display import short_number
 from zoo.errors import printable
+from zoo.json_text import print_json
 
 FACTS: dict[str, Callable[[ComparisonRow], str]] = {
     "recipe": lambda row: row.first.run.recipe,
@@ -70,11 +70,10 @@ def run_compare(paths: Sequence[str], *, unequal: bool, as_json: bool, metric: S
     comparison = compare_runs(paths, unequal=unequal, metric=metric)
     for line in () if as_json else (*comparison.unequal, *comparison_notices(comparison.rows)):
         print(f"! {printable(line)}", file=sys.stderr, flush=True)
-    print(
-        json.dumps(comparison_record(comparison), indent=2) + "\n" if as_json else render_comparison(comparison),
-        end="",
-        flush=True,
-    )
+    if as_json:
+        print_json(comparison_record(comparison))
+    else:
+        print(render_comparison(comparison), end="", flush=True)
     return 0
 
 

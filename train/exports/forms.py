@@ -6,10 +6,13 @@ Nothing here imports JAX, so that a family without the form is refused before a 
 import dataclasses
 import importlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from zoo import configs
 from zoo.errors import BadInput, require
+
+if TYPE_CHECKING:
+    from train.weights.written_folder import Written
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -70,8 +73,10 @@ def write_form(name: str, folder: Path, loaded: Any, dtype: str) -> str:
     return importlib.import_module(FORMS[name].module).write_model(folder, loaded, dtype)
 
 
-def export_form(name: str, run: str, target: str, *, step: int | None, last: int, width: float, dtype: str, mesh: Any) -> int:
-    """Write a run or a published model in a form as a new folder, and print a line; return the exit code.
+def export_form(
+    name: str, run: str, target: str, *, step: int | None, last: int, width: float, dtype: str, mesh: Any
+) -> "Written":
+    """Write a run or a published model in a form as a new folder.
 
     Args:
         step, last, width, mesh: as of `train.weights.import_export.export_run`.
@@ -80,10 +85,11 @@ def export_form(name: str, run: str, target: str, *, step: int | None, last: int
         BadInput: see `train.weights.load.load_model` and `write_form`; or `target` exists.
     """
     from train.weights import import_export
+    from train.weights.written_folder import Written, folder_record
     from zoo.hf import safetensors_dir
 
     with safetensors_dir.new_folder(Path(target)) as folder:
         loaded = import_export.load_exported(run, step=step, last=last, mesh=mesh, width=width)
         line = write_form(name, folder, loaded, dtype)
-    print(f"{target}: {line}")
-    return 0
+    record = folder_record(target, loaded, form=name, step=loaded.step, last=last, average_width=width, dtype=dtype)
+    return Written(text=f"{target}: {line}", record=record)

@@ -14,6 +14,7 @@ from rich.text import Text
 from train.config import run_config
 from train.data.text_files import Document
 from train.inputs import run_inputs
+from train.inputs.inspected_examples import batch_record
 from train.rows import continued_rows, example_rows, instruction_rows, lm_rows, seq2seq_rows
 from train.rows.batches import Batches
 from train.rows.feedback import kto_rows, preference_rows, response_rows
@@ -23,6 +24,7 @@ from train.tokenizers.tokenizer import Tokenizer
 from train.weights.load import open_checkpoints
 from zoo.batch import IGNORED, Batch
 from zoo.errors import BadInput, require
+from zoo.json_text import print_json
 from zoo.runtime import caches
 
 LEGEND = """\
@@ -36,7 +38,9 @@ GUTTER = 7
 """Width in columns of the margin before the tokens."""
 
 
-def inspect(run: run_config.Run, folder: RunDir, *, count: int, first: int, stored_data: bool = False) -> None:
+def inspect(
+    run: run_config.Run, folder: RunDir, *, count: int, first: int, stored_data: bool = False, as_json: bool = False
+) -> None:
     """Print the examples `first`, `first` + 1, ... of a run, `count` of them, exactly as it trains on them.
 
     The number of an example is that of the examples of the steps before its own, step x batch, + its place in the batch. Where a
@@ -49,6 +53,7 @@ def inspect(run: run_config.Run, folder: RunDir, *, count: int, first: int, stor
     Args:
         folder: the folder of the run; its tokenizer is used if it has a checkpoint.
         stored_data: True if config.json names the data, and the user does not.
+        as_json: print JSON instead, with the arrays of `Batch`.
 
     Raises:
         BadInput: see `run_inputs.read_inputs` and, if `stored_data`, `check_stored_data`; also if `count` is not positive, or
@@ -67,18 +72,29 @@ def inspect(run: run_config.Run, folder: RunDir, *, count: int, first: int, stor
     chosen = [batches.use(number).row for number in streamed]
     names = _document_names(data.rows, chosen)
     console = Console(highlight=False, markup=False, emoji=False)
-    console.print(LEGEND, style="dim")
-    counts = _Counts()
+    if not as_json:
+        console.print(LEGEND, style="dim")
+    counts, records = _Counts(), []
     for (example, step, place), number, row in zip(examples, streamed, chosen, strict=True):
         component, _ = data.rows.locate(row)
+        arrays = jax.tree.map(lambda array: array[0], batches.batch(number))
+        counts.add(arrays)
+        if as_json:
+            parts = [part._asdict() | {"name": names[component][part.document]} for part in _ranges(data.rows.row(row))]
+            record = {"example": example, "step": step, "place": place, "row": row, "documents": parts}
+            record["component"] = data.rows.components[component].name
+            records.append(record | batch_record(data.tokenizer, arrays))
+            continue
         title = f"Example {example:,}: step {step:,}, place {place:,}; row {row:,} of {len(data.rows):,}"
         console.print(Text(f"\n{title}", style="bold"))
         if len(data.rows.components) > 1:
             _heading(console, f"from {data.rows.components[component].name}")
-        arrays = jax.tree.map(lambda array: array[0], batches.batch(number))
         _show(console, data.tokenizer, arrays, data.rows.row(row), names[component], run.model)
-        counts.add(arrays)
-    console.print(Text(f"\n{counts}", style="bold"))
+    if as_json:
+        numbers = {name: getattr(counts, name) for name in ("room", "tokens", "predictions")}
+        print_json({"rows": len(data.rows), "labels": getattr(run.model, "labels", ()), **numbers, "examples": records})
+    else:
+        console.print(Text(f"\n{counts}", style="bold"))
 
 
 def check_stored_data(run: run_config.Run, folder: RunDir, fingerprints: Mapping[str, str]) -> None:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from train.run import metric_definitions
 from train.run.metric_definitions import METRICS
+from train.run.metrics_file import row_line
 from train.run.progress_display import Clock, LiveLine, format_duration, short_number
 from zoo.errors import BadInput, printable, printable_lines, write_remedy
 from zoo.runtime import stdio
@@ -33,13 +34,18 @@ class Console:
     stderr says so, nothing more is written, and training continues. Only a disk that is full before the first line is an error.
     """
 
-    def __init__(self, *, steps: int, process: int = 0, selected: str = "", stream: IO[str] | None = None) -> None:
+    def __init__(
+        self, *, steps: int, process: int = 0, selected: str = "", stream: IO[str] | None = None, as_json: bool = False
+    ) -> None:
         """Show nothing yet.
 
         Args:
             selected: the metric that the run selects its best checkpoint by, which is the one that is shown; "" = the main one.
+            stream: the output; None = stdout, or stderr with `as_json`.
+            as_json: write the rows to stdout, as metrics.jsonl has them, and everything else to stderr.
         """
-        self._stream = stream or sys.stdout
+        self._stream = stream or (sys.stderr if as_json else sys.stdout)
+        self._rows = sys.stdout if as_json and process == 0 else None
         self._quiet = process != 0
         self._line = LiveLine(self._stream, quiet=self._quiet, on_error=self._lose_output)
         self._written = False
@@ -105,6 +111,7 @@ class Console:
     def row(self, row: Mapping[str, Any]) -> None:
         """Show a row of metrics, as made by `train_row` and `valid_row` of train.run.metrics_file."""
         self._end_activity()
+        self._write_json(row)
         self._step = row["step"]
         if row["kind"] == "valid":
             self._valid = row
@@ -145,12 +152,27 @@ class Console:
         self._line.print(text, style)
         self._written = True
 
+    def _write_json(self, row: Mapping[str, Any]) -> None:
+        if self._rows is None:
+            return
+        # Both streams may be the same terminal.
+        self._line.clear()
+        try:
+            self._rows.write(row_line(row))
+            self._rows.flush()
+        except OSError as error:
+            stream, self._rows = self._rows, None
+            self._lose(stream, "standard output", error)
+
     def _lose_output(self, error: OSError) -> None:
         self._quiet = True
-        stdio.discard_output(self._stream)
+        self._lose(self._stream, "standard error" if self._stream is sys.stderr else "standard output", error)
+
+    def _lose(self, stream: IO[str], name: str, error: OSError) -> None:
+        stdio.discard_output(stream)
         if not self._written and not isinstance(error, BrokenPipeError):
-            raise BadInput(f"standard output cannot be written ({error.strerror}); {write_remedy(error)}") from None
-        stdio.write_error(f"standard output is lost ({error.strerror}); the run continues without it")
+            raise BadInput(f"{name} cannot be written ({error.strerror}); {write_remedy(error)}") from None
+        stdio.write_error(f"{name} is lost ({error.strerror}); the run continues without it")
 
     def _draw(self, now: bool = False) -> None:
         if not self._line.is_animated or not (now or time.perf_counter() - self._drawn >= REDRAW):

@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from train.run.provenance import peak_bytes, read_provenance, registered_hash
 from train.run.run_dir import RunDir, write_text
 from train.run.time_account import settle_killed
@@ -21,6 +19,7 @@ from zoo.errors import BadInput, cannot_write
 from zoo.fault_points import fault_point
 from zoo.file_access import open_regular, open_to_append, too_large
 from zoo.json_shapes import is_usable_number, shape_problem
+from zoo.json_text import json_value
 
 # JSON has no numbers for these; protobuf's JSON mapping uses the same strings.
 NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -45,7 +44,7 @@ class Metrics:
             BadInput: a line is not a valid row (the message has its number), or the file cannot be written.
         """
         rows = read_rows(path) if resume_at is not None and path.exists() else []
-        lines = [_line(row) for row in rows if row["step"] <= resume_at]
+        lines = [row_line(row) for row in rows if row["step"] <= resume_at]
         write_text(path, "".join(lines))
         self._path, self._count, self._digest = path, len(lines), hashlib.sha256("".join(lines).encode())
         # Unbuffered: a buffer that could not be written would be written again, and fail again, when the file is closed.
@@ -57,7 +56,7 @@ class Metrics:
         Raises:
             BadInput: the row cannot be written.
         """
-        line = remaining = _line(row).encode()
+        line = remaining = row_line(row).encode()
         try:
             fault_point("rows.write")
             while remaining:
@@ -270,7 +269,7 @@ def record_start(
         began = row["at"] - sum(spent.values())
         rows = read_rows(folder.metrics) if before and folder.metrics.exists() else []
         row |= {"spent": dict(spent), "spent_step": step, "began": began, "restart": settle_killed(before, rows, step, began)}
-    write_text(folder.starts, "".join(map(_line, [*before, row])))
+    write_text(folder.starts, "".join(map(row_line, [*before, row])))
 
 
 def best_rate(folder: RunDir, precision: str) -> float:
@@ -300,7 +299,7 @@ def record_usage(folder: RunDir, seconds: float, rate: float, **spent: Any) -> N
     with contextlib.suppress(BadInput):
         *before, row = read_rows(folder.starts)
         row |= {"seconds": seconds, "rate": rate, "peak_bytes": peak_bytes(), **spent}
-        write_text(folder.starts, "".join(map(_line, [*before, row])))
+        write_text(folder.starts, "".join(map(row_line, [*before, row])))
 
 
 def software_versions() -> dict[str, str]:
@@ -322,20 +321,9 @@ def mfu(flops_per_step: float | int, seconds: float, rate: float) -> float:
     return flops_per_step / (seconds * rate)
 
 
-def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(_to_json(row), allow_nan=False, separators=(",", ":")) + "\n"
-
-
-def _to_json(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _to_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_to_json(item) for item in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return _to_json(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return value
+def row_line(row: Mapping[str, Any]) -> str:
+    """Return the line of a row in its file; numbers that are not finite are "NaN", "Infinity" and "-Infinity"."""
+    return json.dumps(json_value(row), allow_nan=False, separators=(",", ":")) + "\n"
 
 
 def _row(line: bytes, path: Path, number: int) -> dict[str, Any]:

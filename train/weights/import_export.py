@@ -1,6 +1,7 @@
 """`zoo import` checks and copies published weights; `zoo export` writes a run as a folder that `transformers` loads."""
 
 import dataclasses
+import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ from train.weights.load import Loaded, load_average, load_model, load_width, res
 from train.weights.resolve_model_name import import_source, import_target, resolve_model_name
 from train.weights.reward_scale import RewardScale, write_scale
 from train.weights.token_modules import loaded_modules
+from train.weights.written_folder import Written, folder_record
 from zoo import configs, models, published_weights
 from zoo.cross_encoder_files import activation_entries
 from zoo.embedding_modules import write_modules
@@ -56,33 +58,32 @@ Describe = Callable[[Path, Exported], None]
 """Writes a description of exported weights into their folder, before it gets its name."""
 
 
-def import_weights(where: str, *, out: str, name: str, explain: bool, mesh: run_config.Mesh) -> int:
+def import_weights(where: str, *, out: str, name: str, explain: bool, mesh: run_config.Mesh) -> Written:
     """Check a complete published model and write it to the folder `out`/`name`: float32, or bfloat16 if it was released so.
 
     Args:
         where: a folder, or the id of a model on the hub.
         name: the name of the new folder; empty: that of the folder or of the model on the hub.
-        explain: only print the parameter that each tensor becomes; the weights are not read.
+        explain: only return the parameter that each tensor becomes; the weights are not read.
 
     Raises:
         BadInput: see `train.weights.load.load_model`; or `out`/`name` exists.
     """
     folder = import_source(where)
     if explain:
-        _explain(published_weights.read_config(folder)[0])
-        return 0
+        return _explain(published_weights.read_config(folder)[0])
     target = import_target(where, out, name)
     with safetensors_dir.new_folder(target) as new_folder:
         loaded = load_model(folder, device_mesh.make_mesh(mesh))
-        _write(new_folder, loaded)
+        dtype = _write(new_folder, loaded)
         if (folder / GENERATION_FILE).exists():
             shutil.copyfile(folder / GENERATION_FILE, new_folder / GENERATION_FILE)
         if not Path(where).is_dir():
             hub.write_origin(new_folder, where, folder)
     command = _next_command(loaded)
     first = f"zoo {command} {target}, " if command else ""
-    print(f"{target}: {_summary(loaded)}\n{first}zoo eval {target} --task ..., or zoo train RECIPE --init {target}")
-    return 0
+    text = f"{target}: {_summary(loaded)}\n{first}zoo eval {target} --task ..., or zoo train RECIPE --init {target}"
+    return Written(text=text, record=folder_record(target, loaded, dtype=dtype))
 
 
 def _next_command(loaded: Loaded) -> str:
@@ -105,7 +106,7 @@ def export_run(
     mesh: run_config.Mesh,
     width: float = 0.0,
     describe: Describe | None = None,
-) -> int:
+) -> Written:
     """Write a run's checkpoint as a published folder: config.json, safetensors of at most `shard` GB, the tokenizer's files.
 
     Args:
@@ -129,8 +130,8 @@ def export_run(
     at = "" if loaded.step is None else f", step {loaded.step:,}" + (f" and {last - 1} before it, averaged" if last else "")
     at += f", an average of width {width:g}" if width else ""
     form = "" if dtype == "float32" else f", written as {dtype}, which rounds none of these numbers"
-    print(f"{target}: {_summary(loaded)}{at}{form}")
-    return 0
+    record = folder_record(target, loaded, form="transformers", step=loaded.step, last=last, average_width=width, dtype=dtype)
+    return Written(text=f"{target}: {_summary(loaded)}{at}{form}", record=record)
 
 
 def load_exported(run: str, *, step: int | None, last: int, mesh: run_config.Mesh, width: float = 0.0) -> Loaded:
@@ -146,7 +147,7 @@ def load_exported(run: str, *, step: int | None, last: int, mesh: run_config.Mes
     return load_average(run, devices, last) if last else load_model(run, devices, step)
 
 
-def export_adapter(run: str, target: str, *, step: int | None, mesh: run_config.Mesh, describe: Describe) -> int:
+def export_adapter(run: str, target: str, *, step: int | None, mesh: run_config.Mesh, describe: Describe) -> Written:
     """Write the adapters of a run, and its head if it is fine-tuned, as the two files of an adapter of peft.
 
     Raises:
@@ -162,8 +163,8 @@ def export_adapter(run: str, target: str, *, step: int | None, mesh: run_config.
         peft_files.save_adapter(new_folder, config.model, spec, jax.device_get(params), base=config.init)
         summary = adapter_params.adapter_summary(models.model(config.model), spec)
         describe(new_folder, Exported(source=Path(run), config=config.model, run=config, step=number, adapter=summary))
-    print(f"{target}: {summary}, step {number:,}")
-    return 0
+    record = {"folder": target, "files": sorted(os.listdir(target)), "form": "adapter", "adapter": summary, "step": number}
+    return Written(text=f"{target}: {summary}, step {number:,}", record=record)
 
 
 def write_folder(target: Path, loaded: Loaded) -> Path:
@@ -272,11 +273,12 @@ def _summary(loaded: Loaded) -> str:
     return f"{name}, {models.parameter_count(cfg):,} parameters, a vocabulary of {loaded.tokenizer.vocab_size:,}"
 
 
-def _explain(cfg: Any) -> None:
-    rows = [("published", "shape", "zoo", "axes"), *published_weights.explain_import(cfg)]
+def _explain(cfg: Any) -> Written:
+    names, tensors = ("published", "shape", "zoo", "axes"), list(published_weights.explain_import(cfg))
+    rows = [names, *tensors]
     cells = [
         (name, "x".join(map(str, shape)) if isinstance(shape, tuple) else shape, leaf, axes) for name, shape, leaf, axes in rows
     ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row in cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    return Written(text="\n".join(lines), record={"tensors": [dict(zip(names, tensor, strict=True)) for tensor in tensors]})

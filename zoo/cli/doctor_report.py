@@ -7,9 +7,11 @@ import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from zoo import plugins
 from zoo.errors import BadInput, printable
+from zoo.json_text import print_json
 from zoo.runtime import caches, hardware, jax_setup
 
 PACKAGES = ("zoo", "train", "eval", "benchmarks")
@@ -50,8 +52,10 @@ def print_doctor_report(
     reasons: Sequence[tuple[str, str, str]],
     wrong: Sequence[str],
     logits: str = "",
+    *,
+    as_json: bool = False,
 ) -> int:
-    """Print the report and return the exit code: 0, or 1 if there is a problem.
+    """Print the report, as tables or as JSON, and return the exit code: 0, or 1 if there is a problem.
 
     Args:
         attention: rows (implementation, usable here, reason if not).
@@ -62,7 +66,10 @@ def print_doctor_report(
     """
     report = collect_facts()
     report = dataclasses.replace(report, problems=(*report.problems, *wrong))
-    print_facts(report, attention, auto, reasons, logits)
+    if as_json:
+        print_json(doctor_record(report, attention, auto, reasons, logits))
+    else:
+        print_facts(report, attention, auto, reasons, logits)
     return 1 if report.problems else 0
 
 
@@ -104,6 +111,20 @@ def collect_facts() -> Facts:
         packages=packages,
         problems=tuple(problems),
     )
+
+
+def doctor_record(
+    report: Facts, attention: Sequence[tuple[str, bool, str]], auto: str, reasons: Sequence[tuple[str, str, str]], logits: str
+) -> dict[str, Any]:
+    """Return the facts, the attention implementations and the plug-ins as JSON; the sizes are in bytes."""
+    return {
+        **dataclasses.asdict(report),
+        "logits": logits,
+        "attention": [{"implementation": name, "usable": usable, "why_not": why} for name, usable, why in attention],
+        "auto": auto,
+        "auto_reasons": [{"implementation": name, "for": requests, "why": why} for name, requests, why in reasons],
+        "plugins": [{"name": plugin.name, "kind": plugins.GROUPS[plugin.group], "from": plugin.origin} for plugin in _plugins()],
+    }
 
 
 def print_facts(
@@ -151,7 +172,7 @@ def print_facts(
             table.add_row(*(escape(printable(text)) for text in row))
         console.print()
         console.print(table)
-    if entries := [plugin for group in plugins.GROUPS for plugin in plugins.installed_plugins(group)]:
+    if entries := _plugins():
         table = Table("plug-in", "kind", "from", box=None, padding=(0, 2, 0, 0))
         for plugin in entries:
             table.add_row(escape(printable(plugin.name)), plugins.GROUPS[plugin.group], escape(printable(plugin.origin)))
@@ -159,6 +180,10 @@ def print_facts(
         console.print(table)
     for problem in report.problems:
         console.print(f"[bold red]problem[/]: {escape(printable(problem))}")
+
+
+def _plugins() -> list[plugins.Plugin]:
+    return [plugin for group in plugins.GROUPS for plugin in plugins.installed_plugins(group)]
 
 
 def _folder(package: str) -> Path | None:

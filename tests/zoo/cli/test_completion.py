@@ -87,7 +87,7 @@ def test_the_options_of_each_context_are_those_of_the_parser(tables: Tables) -> 
     def names(context: str) -> set[str]:
         return {name for part in tables.options[context] for name in part}
 
-    added = {"--config", "--trust", "--check", "--phases"}
+    added = {"--config", "--trust", "--check", "--json", "--phases"}
     for recipe in ("xlnet-nano", "t5-nano", "gpt-nano", "grpo", "roberta-nano"):
         own = set(word_tables.command_options("train", recipe))
         assert len(own) > 50 and names(f"train {recipe}") == own | added

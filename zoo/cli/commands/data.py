@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from zoo.cli import early_checks
 from zoo.cli.command_setup import names_option, option_value, refuse_empty_options, take_objective, unlisted_fields
@@ -70,6 +70,8 @@ def _inspect(args: list[str]) -> int:
         """Number of rows to show."""
         first: int = 0
         """Number of the first row in the training stream: step x batch size + index in the batch."""
+        json: bool = False
+        """Print JSON."""
 
     prog, objective = f"zoo data inspect {name}", default.objective
     unlisted = unlisted_fields(default, args)
@@ -84,7 +86,8 @@ def _inspect(args: list[str]) -> int:
     early_checks.check_inputs(options.run, folder)
     from train.inputs import inspect_rows
 
-    inspect_rows.inspect(options.run, folder, count=options.rows, first=options.first, stored_data=stored_data)
+    choice: dict[str, Any] = {"count": options.rows, "first": options.first, "as_json": options.json}
+    inspect_rows.inspect(options.run, folder, **choice, stored_data=stored_data)
     return 0
 
 

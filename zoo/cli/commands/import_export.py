@@ -12,6 +12,7 @@ from zoo.cli.option_parser import parse
 from zoo.cli.run_options import train_command
 from zoo.errors import BadInput
 from zoo.hf import hub_upload
+from zoo.json_text import print_json
 
 if TYPE_CHECKING:
     from train.weights.import_export import Exported
@@ -35,6 +36,8 @@ def import_weights(args: list[str]) -> int:
         """Name of the imported model; empty = the name of the folder or on the hub."""
         explain: bool = False
         """Only print where each tensor goes."""
+        json: bool = False
+        """Print JSON."""
         mesh: Mesh = dataclasses.field(default_factory=Mesh)
         machine: Annotated[Machine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(default_factory=Machine)
 
@@ -45,9 +48,10 @@ def import_weights(args: list[str]) -> int:
         return code
     from train.weights import import_export
 
-    return import_export.import_weights(
+    written = import_export.import_weights(
         options.where, out=options.out, name=options.name, explain=options.explain, mesh=options.mesh
     )
+    return written.show(as_json=options.json)
 
 
 def export(args: list[str]) -> int:
@@ -92,6 +96,8 @@ def export(args: list[str]) -> int:
         """Write a file for llama.cpp instead."""
         dtype: Dtype = "float32"
         """Dtype of the weights of --stablehlo and --gguf, and of the arithmetic of the programs."""
+        json: bool = False
+        """Print JSON."""
         mesh: Mesh = dataclasses.field(default_factory=Mesh)
         machine: Annotated[Machine, tyro.conf.arg(name="", prefix_name=False)] = dataclasses.field(default_factory=Machine)
 
@@ -121,19 +127,28 @@ def export(args: list[str]) -> int:
         from train.exports.forms import export_form
 
         which = {"step": options.step, "last": options.last, "width": options.average_width}
-        return export_form(form, run, options.target, **which, dtype=options.dtype, mesh=options.mesh)
+        written = export_form(form, run, options.target, **which, dtype=options.dtype, mesh=options.mesh)
+        return written.show(as_json=options.json)
     name = options.push.rpartition("/")[2] or Path(options.target).resolve().name
     common: Any = {"step": options.step, "mesh": options.mesh, "describe": functools.partial(_describe, name, options.license)}
     if options.adapter:
-        import_export.export_adapter(run, options.target, **common)
+        written = import_export.export_adapter(run, options.target, **common)
     else:
         which = {"last": options.last, "width": options.average_width}
-        import_export.export_run(run, options.target, **which, shard=options.shard, **common)
+        written = import_export.export_run(run, options.target, **which, shard=options.shard, **common)
+    # Before an upload, which may fail.
+    if not options.json:
+        print(written.text)
     if not options.license:
         print(f"! {options.target}/README.md names no licence, which the hub asks for; --license ID gives one", file=sys.stderr)
+    address = None
     if options.push:
         message = f"Upload {name} from transformer-zoo"
-        print(hub_upload.upload_folder(Path(options.target), options.push, private=options.private, message=message))
+        address = hub_upload.upload_folder(Path(options.target), options.push, private=options.private, message=message)
+        if not options.json:
+            print(address)
+    if options.json:
+        print_json(written.record | {"address": address})
     return 0
 
 

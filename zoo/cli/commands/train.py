@@ -21,6 +21,7 @@ from zoo.cli.command_setup import (
 from zoo.cli.option_parser import explicit_names, parse
 from zoo.cli.phases import OPTION as PHASES
 from zoo.cli.phases import Phase, check_phases, split_phases
+from zoo.errors import BadInput
 from zoo.runtime import launch
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 CHECK = "--check"
 """Option that checks a run instead of training it."""
+JSON = "--json"
+"""Option that writes the rows of metrics.jsonl to stdout, and everything else to stderr."""
 
 
 def train(args: list[str]) -> int:
@@ -47,8 +50,10 @@ def train(args: list[str]) -> int:
         print("\nzoo train RECIPE --help describes a recipe and lists its options.")
         return 0
     name = args.pop(0) if args and not args[0].startswith("-") else recipes.DEFAULT
-    is_check = CHECK in args
-    args = [arg for arg in args if arg != CHECK]
+    is_check, as_json = CHECK in args, JSON in args
+    if is_check and as_json:
+        raise BadInput(f"{JSON}: {CHECK} trains nothing, so there are no rows; leave out one of the two")
+    args = [arg for arg in args if arg not in (CHECK, JSON)]
     phases = parse_phases(name, args)
     if is_check:
         code = check_data(parse_run(*phases[0]))
@@ -63,10 +68,11 @@ def train(args: list[str]) -> int:
         if not is_prepared:
             stacks, sizes = RunDir.of(run).stacks(0), mesh_sizes.fewer_processes(run)
             # Local processes train one phase, and others are started for the next one.
-            code = prepare_process(run.machine, ["train", recipe, *options], stacks=stacks, smaller_group_sizes=sizes)
+            words = ["train", recipe, *options, *([JSON] if as_json else [])]
+            code = prepare_process(run.machine, words, stacks=stacks, smaller_group_sizes=sizes)
             is_prepared = code is None
         if is_prepared:
-            code, began = train_here(run, named_mesh_axes(options), began), None
+            code, began = train_here(run, named_mesh_axes(options), began, as_json=as_json), None
         if code:
             return code
     return 0
@@ -146,6 +152,7 @@ def parse_options(name: str, args: list[str]) -> "Run":
     # tyro joins the lines of a paragraph, so each field of the docstring becomes a paragraph.
     about = re.sub(r"\n+(?=[A-Z]\w+: )", "\n\n", inspect.getdoc(recipes.find_recipe(name)) or "")
     about += f"\n\n{PHASES} RECIPE ... trains these after it, each from the parameters of the one before."
+    about += f"\n\n{JSON} writes the rows of metrics.jsonl to standard output, one JSON object in a line, and the rest to stderr."
     about += f"\n\n{CHECK} checks options and data, prints what would be trained, and ends."
     about += f"\n\nObjective: {default.objective}. --objective NAME --help lists the options of another one."
     about += "" if has_weights else " With --init FOLDER, --help also lists the options of frozen layers and low-rank adapters."
@@ -157,13 +164,14 @@ def parse_options(name: str, args: list[str]) -> "Run":
     return run
 
 
-def train_here(run: "Run", named_axes: Collection[str] = (), began: float | None = None) -> int:
+def train_here(run: "Run", named_axes: Collection[str] = (), began: float | None = None, *, as_json: bool = False) -> int:
     """Train in this process, which is prepared for JAX, and return the exit code.
 
     Args:
         named_axes: axes of the mesh that the user named. If there are any, the others, which the recipe chose, are fitted to the
             devices, with a notice; a mesh of the recipe alone must multiply to the devices.
         began: see `train.trainer.run`.
+        as_json: see `train.trainer.run`.
 
     Raises:
         BadInput: see `mesh_sizes.fit_mesh` and `train.trainer.run`.
@@ -186,4 +194,5 @@ def train_here(run: "Run", named_axes: Collection[str] = (), began: float | None
         preview=samples.preview_continuation,
         on_end=report.write_report,
         began=began,
+        as_json=as_json,
     )

@@ -42,7 +42,7 @@ def completion_tables() -> Tables:
     from train import recipes
     from zoo import configs
     from zoo.cli.commands.bench import BENCHMARKS
-    from zoo.cli.commands.train import CHECK
+    from zoo.cli.commands.train import CHECK, JSON
     from zoo.cli.main import COMMANDS
     from zoo.cli.phases import OPTION as PHASES
     from zoo.cli.trust_option import COMMANDS as TRUSTING
@@ -69,7 +69,10 @@ def completion_tables() -> Tables:
     by_recipe = recipe_options()
     default = by_recipe[recipes.DEFAULT]
     of_command = {
-        "train": (*options["train"], {CHECK: Option((), is_flag=True), PHASES: Option(names, is_list=True)}),
+        "train": (
+            *options["train"],
+            {**dict.fromkeys((CHECK, JSON), Option((), is_flag=True)), PHASES: Option(names, is_list=True)},
+        ),
         "plan": (*options["plan"], _without(command_options("plan", recipes.DEFAULT), default)),
         "data inspect": (_without(options["data inspect"][0], default), options["data inspect"][1]),
     }
