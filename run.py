@@ -4,7 +4,7 @@ python3 run.py train [...]    run `zoo train ...`; any other `zoo` command likew
 python3 run.py test           run the fast tests; arguments go to pytest
 python3 run.py test --full    run all tests that need nothing special
 python3 run.py --extra NAME ...    install for cuda12, cuda13, tpu or none, instead of the accelerator detected here, or add the
-                                   optional packages data, eval, gcs, ray, s3, tokamax or track
+                                   optional packages data, eval, gcs, mlflow, ray, s3, tokamax, track or trackio
 """
 
 import hashlib
@@ -21,7 +21,7 @@ ENV = ROOT / ".venv"
 STAMP = ENV / "zoo-stamp.json"
 PINNED = ROOT / "constraints-hashes.txt"
 ACCELERATORS = ("cuda12", "cuda13", "tpu", "none")
-OPTIONAL = ("data", "eval", "gcs", "ray", "s3", "tokamax", "track")
+OPTIONAL = ("data", "eval", "gcs", "mlflow", "ray", "s3", "tokamax", "track", "trackio")
 
 
 def main():

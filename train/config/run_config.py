@@ -24,7 +24,7 @@ from zoo.configs import InitPositions, Objective, Precision, longest_row
 from zoo.errors import require
 
 Engine = Literal["jit", "pmap"]
-Sink = Literal["tensorboard", "wandb"]
+Sink = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 FEWER = ":fewer"
 RESTART = re.compile(rf"\d{{1,4}}({FEWER})?")
 """Pattern of the values of --restart: N or N:fewer."""
@@ -106,7 +106,8 @@ class Log:
     samples: int = 4
     """Number of continuations of held-out text generated at the end for the report; validations show one. 0 = none."""
     sinks: tuple[Sink, ...] = ()
-    """Trackers that also receive the rows of metrics.jsonl; they need the extra `track`."""
+    """Trackers that also receive the rows of metrics.jsonl; the first two need the extra `track`, and the others one of their
+    name."""
     hooks: tuple[str, ...] = ()
     """Plug-ins in the group zoo.hooks that are called after every step."""
 

@@ -177,7 +177,8 @@ def refuse_links(folder: str | Path) -> None:
         BadInput: names the link.
     """
     own = {path.name for path in vars(RunDir(folder)).values()}
-    refuse_links_out(folder, own | {LOCK, RESULTS_LOCK, "reward_scale.json", "writer.json", "fetched", "tensorboard", "wandb"})
+    trackers = {"tensorboard", "wandb", "trackio", "mlflow"}
+    refuse_links_out(folder, own | trackers | {LOCK, RESULTS_LOCK, "reward_scale.json", "writer.json", "fetched"})
 
 
 def modules_folder(folder: Path) -> Path:

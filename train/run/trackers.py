@@ -1,7 +1,9 @@
-"""Sinks of the rows of metrics.jsonl: TensorBoard and Weights & Biases, each used only when requested."""
+"""Sinks of the rows of metrics.jsonl: TensorBoard, Weights & Biases, Trackio and MLflow, each used only when requested."""
 
 import contextlib
+import datetime
 import importlib.util
+import logging
 import os
 import re
 import shutil
@@ -9,6 +11,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,10 +19,17 @@ import numpy as np
 from train.config import run_config
 from train.run.metrics_file import read_rows
 from train.run.run_dir import RunDir, as_json, write_text
+from train.run.run_identity import flat_options
 from zoo.errors import BadInput, install_advice, without_secrets
 from zoo.file_access import read_regular_text
 
-PACKAGES: dict[run_config.Sink, str] = {"tensorboard": "tensorboardX", "wandb": "wandb"}
+PACKAGES: dict[run_config.Sink, tuple[str, str]] = {
+    "tensorboard": ("tensorboardX", "track"),
+    "wandb": ("wandb", "track"),
+    "trackio": ("trackio", "trackio"),
+    "mlflow": ("mlflow", "mlflow"),
+}
+"""Sink -> its package, and the extra with it."""
 
 
 class Sink(Protocol):
@@ -41,8 +51,9 @@ def check_sinks(names: Sequence[run_config.Sink]) -> None:
         BadInput: a package is missing.
     """
     for name in names:
-        if importlib.util.find_spec(PACKAGES[name]) is None:
-            raise BadInput(f"--log.sinks {name}: the package {PACKAGES[name]} is missing; {install_advice('track')}")
+        package, extra = PACKAGES[name]
+        if importlib.util.find_spec(package) is None:
+            raise BadInput(f"--log.sinks {name}: the package {package} is missing; {install_advice(extra)}")
 
 
 class Sinks:
@@ -104,6 +115,27 @@ def tracked_scalars(row: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in walk(row, kind) if name not in (f"{kind}/step", f"{kind}/time/at")}
 
 
+def stored_id(path: Path, tracker: str) -> str:
+    """Return the id in a file of a run by which a tracker knows the run; "" if there is no such file.
+
+    Raises:
+        BadInput: the file has no id.
+    """
+    if not path.exists():
+        return ""
+    name = read_regular_text(path)
+    if not re.fullmatch("[A-Za-z0-9_-]{1,64}", name):
+        raise BadInput(f"{path}: {name[:80]!r} is not the id of a run of {tracker}; remove the file")
+    return name
+
+
+def store_id(path: Path, name: str) -> str:
+    """Write an id for `stored_id`, and return it."""
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, name)
+    return name
+
+
 class TensorBoard:
     """An event file in RUN/tensorboard, which replaces the one that an earlier start left."""
 
@@ -153,13 +185,8 @@ class WandB:
         import wandb
 
         path = folder.path / "wandb" / "id"
-        path.parent.mkdir(exist_ok=True)
-        if not path.exists():
-            write_text(path, uuid.uuid4().hex[:12])
-        name = read_regular_text(path)
         # It is part of the names of folders that are deleted.
-        if not re.fullmatch("[A-Za-z0-9_-]{1,64}", name):
-            raise BadInput(f"{path}: {name[:80]!r} is not the id of a run of W&B; remove the file")
+        name = stored_id(path, "W&B") or store_id(path, uuid.uuid4().hex[:12])
         for old_folder in path.parent.glob(f"offline-run-*-{name}"):
             if not old_folder.is_symlink():
                 shutil.rmtree(old_folder)
@@ -182,4 +209,109 @@ class WandB:
         self._run.finish(exit_code=int(failed))
 
 
-SINKS: dict[run_config.Sink, Callable[[run_config.Run, RunDir], Sink]] = {"tensorboard": TensorBoard, "wandb": WandB}
+class Trackio:
+    """A run in Trackio's local database (TRACKIO_DIR), in the project TRACKIO_PROJECT, otherwise `zoo`.
+
+    Its id, in RUN/trackio/id, stays the same after every resume. Rows that the database has stay as they were first written.
+    Nothing is sent over a network: `trackio.init` would ask the hub for the user's name, and might log to a Space.
+    """
+
+    EVERY, MOST = 5.0, 100
+    """Seconds between two writes, which take 20 ms each, and the number of rows that are written earlier."""
+
+    def __init__(self, run: run_config.Run, folder: RunDir) -> None:
+        from trackio.sqlite_storage import SQLiteStorage  # pyright: ignore[reportMissingImports]
+
+        self._write = SQLiteStorage.bulk_log
+        self._rows: list[Mapping[str, Any]] = []
+        self._written = 0.0
+        path = folder.path / "trackio" / "id"
+        self._id = stored_id(path, "Trackio") or store_id(path, uuid.uuid4().hex)
+        self._project, self._name = os.environ.get("TRACKIO_PROJECT", "zoo"), folder.path.resolve().name
+        self._config: dict[str, Any] | None = as_json(run)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        self._rows.append(row)
+        if len(self._rows) >= self.MOST or time.monotonic() - self._written >= self.EVERY:
+            self._flush()
+
+    def close(self, *, failed: bool) -> None:
+        self._flush()
+
+    def _flush(self) -> None:
+        rows, self._rows = self._rows, []
+        self._write(
+            self._project,
+            self._name,
+            [tracked_scalars(row) for row in rows],
+            steps=[row["step"] for row in rows],
+            timestamps=[datetime.datetime.fromtimestamp(row["time"]["at"], datetime.UTC).isoformat() for row in rows],
+            config=self._config,
+            # The database ignores a row of an id that it has.
+            log_ids=[f"{self._id}-{row['kind']}-{row['step']}" for row in rows],
+            run_id=self._id,
+        )
+        self._config, self._written = None, time.monotonic()
+
+
+class MLflow:
+    """A run of MLflow, in the store MLFLOW_TRACKING_URI, otherwise mlflow.db in the current folder, as MLflow has it.
+
+    It belongs to the experiment MLFLOW_EXPERIMENT_NAME, otherwise `zoo`. Its id, in RUN/mlflow/id, stays the same after every
+    resume, if the store has it. Rows that the store has are not sent again: they stay as they were first sent.
+    """
+
+    MOST_PARAMS = 100
+    """Number of parameters in a request; more are refused."""
+
+    def __init__(self, run: run_config.Run, folder: RunDir) -> None:
+        # Before the import: otherwise MLflow sends its makers a report of its use.
+        os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+        import mlflow  # pyright: ignore[reportMissingImports]
+        from mlflow.entities import Metric, Param  # pyright: ignore[reportMissingImports]
+        from mlflow.exceptions import MlflowException  # pyright: ignore[reportMissingImports]
+
+        # It writes about each new database to stderr.
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        self._client, self._metric, path = mlflow.MlflowClient(), Metric, folder.path / "mlflow" / "id"
+        self._id = stored_id(path, "MLflow")
+        if self._id:
+            try:
+                self._client.update_run(self._id, status="RUNNING")
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                self._id = ""
+        if not self._id:
+            name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "zoo")
+            experiment = self._client.get_experiment_by_name(name)
+            number = self._client.create_experiment(name) if experiment is None else experiment.experiment_id
+            created = self._client.create_run(number, run_name=folder.path.resolve().name).info.run_id
+            params = [Param(key, str(value)) for key, value in flat_options(run).items()]
+            for first in range(0, len(params), self.MOST_PARAMS):
+                self._client.log_batch(created, params=params[first : first + self.MOST_PARAMS])
+            self._id = store_id(path, created)
+        # Every row has this column.
+        self._stored = {
+            (kind, metric.step)
+            for kind in ("train", "valid")
+            for metric in self._client.get_metric_history(self._id, f"{kind}/time/seconds")
+        }
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        if (row["kind"], row["step"]) not in self._stored:
+            at, step = int(row["time"]["at"] * 1000), row["step"]
+            metrics = [self._metric(name, value, at, step) for name, value in tracked_scalars(row).items()]
+            # One request, so that a row is complete or absent.
+            self._client.log_batch(self._id, metrics=metrics)
+
+    def close(self, *, failed: bool) -> None:
+        self._client.set_terminated(self._id, "FAILED" if failed else "FINISHED")
+
+
+SINKS: dict[run_config.Sink, Callable[[run_config.Run, RunDir], Sink]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WandB,
+    "trackio": Trackio,
+    "mlflow": MLflow,
+}

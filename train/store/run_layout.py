@@ -43,6 +43,7 @@ FETCHED_FILES = re.compile(
     r"|embedding/([1-9]\d?_[A-Z][a-z]+/)?[A-Za-z0-9][\w-]*\.(json|safetensors)"
     r"|rollouts/\d+\.jsonl"
     r"|tensorboard/events\.out\.[\w.-]+"
+    r"|(trackio|mlflow)/id"
     r"|wandb(/[A-Za-z0-9][\w.-]*)+",
     re.ASCII,
 )

@@ -38,7 +38,7 @@ SYNONYMS = {
     "checkpoint.keep": "save-total-limit keep max-to-keep keep-last",
     "log.every": "logging-steps log-interval log-every",
     "log.validate-every": "eval-steps eval-interval eval-every validate-every val-interval",
-    "log.sinks": "report-to wandb tensorboard logger",
+    "log.sinks": "report-to wandb tensorboard trackio mlflow logger",
     "out": "output-dir output-path output save-dir out-dir log-dir checkpoint-dir",
     "name": "run-name experiment-name exp-name resume resume-from-checkpoint",
     "init": "model-name-or-path pretrained pretrained-model from-pretrained finetune-from load",

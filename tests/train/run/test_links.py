@@ -19,7 +19,19 @@ from zoo.errors import BadInput
 from zoo.runtime import hang_watch
 
 RUN = tiny.run()
-FOLDERS = ("checkpoints", "best", "base", "tokenizer", "rollouts", "profile", "fetched", "tensorboard", "wandb")
+FOLDERS = (
+    "checkpoints",
+    "best",
+    "base",
+    "tokenizer",
+    "rollouts",
+    "profile",
+    "fetched",
+    "tensorboard",
+    "wandb",
+    "trackio",
+    "mlflow",
+)
 FILES = ("config.json", "metrics.jsonl", "ledger.jsonl", "starts.jsonl", "scores.json", "run.lock", "writer.json")
 
 

@@ -8,7 +8,7 @@ import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -183,7 +183,30 @@ def test_a_missing_package_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -
         trackers.check_sinks(("wandb", "tensorboard"))
 
 
+@pytest.mark.planted(2)
+@pytest.mark.parametrize("name", ["trackio", "mlflow"])
+def test_the_extra_of_a_missing_package_is_named(name: run_config.Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None if package == name else object())
+    expected = f"--log.sinks {name}: the package {name} is missing; {install_advice(name)}"
+    with pytest.raises(BadInput, match=re.escape(expected)):
+        trackers.check_sinks(("tensorboard", name))
+
+
+def test_every_sink_that_an_option_names_exists() -> None:
+    assert trackers.SINKS.keys() == trackers.PACKAGES.keys() == {*get_args(run_config.Sink)}
+
+
+@pytest.mark.planted
+def test_a_file_with_another_text_than_an_id_is_refused(tmp_path: Path) -> None:
+    assert trackers.stored_id(tmp_path / "mlflow" / "id", "MLflow") == ""
+    assert trackers.store_id(tmp_path / "mlflow" / "id", "0a1b") == "0a1b"
+    assert trackers.stored_id(tmp_path / "mlflow" / "id", "MLflow") == "0a1b"
+    (tmp_path / "mlflow" / "id").write_text("../0a1b")
+    with pytest.raises(BadInput, match=r"mlflow/id: '\.\./0a1b' is not the id of a run of MLflow; remove the file"):
+        trackers.stored_id(tmp_path / "mlflow" / "id", "MLflow")
+
+
 def test_nothing_is_imported_unless_it_is_asked_for() -> None:
     done = run_python("-c", "import sys, train.run.trackers; train.run.trackers.check_sinks(['wandb']); print(*sys.modules)")
     assert done.code == 0, done.stderr
-    assert {"wandb", "tensorboardX"}.isdisjoint(done.stdout.split())
+    assert {"wandb", "tensorboardX", "trackio", "mlflow"}.isdisjoint(done.stdout.split())

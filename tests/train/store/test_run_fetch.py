@@ -327,7 +327,7 @@ def test_a_file_that_cannot_be_removed_does_not_hide_the_error(
 STRANGE = (
     *(".bashrc", "run.lock", "Run.lock", "fetched/scores.json", "Fetched/scores.json", "Writer.json", "profile/a.json"),
     *("scores.json\n", "reward.py", "tokenizer/a.py", "tokenizer/.a.json", "rollouts/a/00000000.jsonl", ".config/a.json"),
-    *("checkpoints/00000005/a\n", "checkpoints/00000005/a b", "best/00000005/\x1b[2J", "wandb/.netrc", "a.json/b.so"),
+    *("checkpoints/00000005/a\n", "checkpoints/00000005/a b", "best/00000005/\x1b[2J", "wandb/.netrc", "mlflow/a", "a.json/b.so"),
 )
 
 
@@ -348,7 +348,13 @@ def test_every_file_of_a_run_is_fetched() -> None:
     keys = [path.name for path in vars(RunDir("a")).values() if path.suffix]
     keys += ["writer.json", "reward_scale.json", "stacks.txt", "stacks-3.txt", "rollouts/00000010.jsonl", "notes.jsonl"]
     keys += [f"tokenizer/{name}" for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "spiece.model")]
-    keys += ["tensorboard/events.out.tfevents.1764510000.a-host.local", "wandb/id", "wandb/offline-run-1-a/files/config.yaml"]
+    keys += [
+        "tensorboard/events.out.tfevents.1764510000.a-host.local",
+        "wandb/id",
+        "trackio/id",
+        "mlflow/id",
+        "wandb/offline-run-1-a/files/config.yaml",
+    ]
     keys += ["checkpoints/00000005/COMMIT.json", "best/00000005/arrays/ocdbt.process_0/d/0a1b", "base/00000000/arrays/_METADATA"]
     assert [key for key in keys if not run_layout.is_of_run(key)] == []
 
