@@ -21,7 +21,7 @@ ENV = ROOT / ".venv"
 STAMP = ENV / "zoo-stamp.json"
 PINNED = ROOT / "constraints-hashes.txt"
 ACCELERATORS = ("cuda12", "cuda13", "tpu", "none")
-OPTIONAL = ("data", "eval", "gcs", "mlflow", "ray", "s3", "tokamax", "track", "trackio")
+OPTIONAL = ("data", "eval", "gcs", "mlflow", "ray", "s3", "sweep", "tokamax", "track", "trackio")
 
 
 def main():
