@@ -54,7 +54,7 @@ def rloo(init: str = "") -> Run:
 
     Command: zoo train rloo --init DIR --data.paths prompts.jsonl --rollout.reward rewards:score
     Hardware: 2 CPU cores, float32.
-    Time: 2 minutes for 800 steps of 192 responses of 4 tokens (docs/feedback.md, sums), on a busy machine.
+    Time: 2 minutes for 800 steps of 192 responses of 4 tokens (docs/feedback-sums.md), on a busy machine.
     Expect: 99.8, 99.0, 99.2 % of the held-out sums right, three seeds, with --optim.lr 3e-4: small models need larger rates.
     """
     # The KL coefficient is that of TRL 1.16; the paper's section 4 compares 2 and 4 responses.
@@ -67,7 +67,7 @@ def ppo(init: str = "") -> Run:
 
     Command: zoo train ppo --init DIR --data.paths prompts.jsonl --rollout.reward rewards:score
     Hardware: 2 CPU cores, float32.
-    Time: 2 to 3 minutes for 1,600 steps, four on each rollout of 192 responses (docs/feedback.md, sums), on a busy machine.
+    Time: 2 to 3 minutes for 1,600 steps, four on each rollout of 192 responses (docs/feedback-sums.md), on a busy machine.
     Expect: 99.9, 99.9, 100.0 % of the held-out sums right, three seeds, with --optim.lr 3e-4: small models need larger rates.
     """
     # The options, the epochs and the rate are those of TRL 1.10, the last version with PPO, but for its temperature of 0.7; the
@@ -89,12 +89,12 @@ def translation_rl(init: str = "") -> Run:
     Command: zoo train translation-rl --init runs/transformer-nano --data.paths train.jsonl --data.valid-paths valid.jsonl
     Hardware: 2 CPU cores, float32.
     Time: 2 to 3 minutes for a model of 1.5 million parameters, on a busy machine.
-    Expect: greedy chrF2 50.1, 49.9, 49.8 from 48.8, BLEU 25.8, 25.2, 25.7 from 25.4 (Multi30k, docs/feedback.md, three seeds).
+    Expect: greedy chrF2 50.1, 49.9, 49.8 from 48.8, BLEU 25.8, 25.2, 25.7 from 25.4 (Multi30k, three seeds).
     """
     # The paper minimizes the expected risk over a few samples of each source, with their probabilities renormalized; the
     # advantages of Dr. GRPO give the gradient of the expected reward without a bias. chrF2 counts recall more than precision:
-    # with it alone, translations get longer and BLEU falls (docs/feedback.md). GLEU has no such preference. At a temperature of
-    # 0.5 samples are nearer to greedy translations, which have few of the unlikely words that a temperature of 1 samples.
+    # with it alone, translations get longer and BLEU falls (docs/feedback-examples.md). GLEU has no such preference. At a
+    # temperature of 0.5 samples are nearer to greedy translations, which have few of the unlikely words that 1 samples.
     functions = "train.rollouts.reward_functions"
     rewards = (f"{functions}:sentence_gleu", f"{functions}:sentence_chrf")
     options = PolicyGradientOptions(

@@ -122,7 +122,7 @@ def find_rewards(names: Sequence[str]) -> tuple[RewardFunction | ModelName, ...]
             `zoo.trust`), a module that cannot be imported, or one without this function.
     """
     if not names or "" in (name.partition("@")[0] for name in names):
-        what = "name what judges responses, MODULE:FUNCTION, a reward model or CLASSIFIER:LABEL (see docs/feedback.md)"
+        what = "name what judges responses, MODULE:FUNCTION, a reward model or CLASSIFIER:LABEL (see docs/feedback-rewards.md)"
         raise BadInput(f"{OPTION}: {what}")
     parsed = ((text, parse_reward(text)) for text in names)
     return tuple(_function(text, name) if isinstance(name, FunctionName) else name for text, name in parsed)
