@@ -1,0 +1,121 @@
+"""The documentation site, as Zensical and MkDocs build it: no warning, no dead link, nothing from elsewhere, and what its search finds."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from tests.support.processes import ROOT, run_python
+
+BUILDERS = {"zensical": ["build", "--strict", "--clean"], "mkdocs": ["build", "--strict", "--clean"]}
+SEARCH = {"zensical": "search.json", "mkdocs": "search/search_index.json"}
+WORDS = ("checkpoint", "tokenizer", "learning rate", "perplexity", "LoadedModel", "segment", "gpt-nano", "DPO", "libtpu", "LoRA")
+"""Words that the search must find."""
+pytestmark = pytest.mark.docs
+
+
+class Page(HTMLParser):
+    """The anchors of a page, what its links lead to, and what it loads."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.anchors: set[str] = {"", "__skip"}
+        self.links: list[str] = []
+        self.loaded: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attrs}
+        self.anchors |= {values[name] for name in ("id", "name") if name in values}
+        if tag == "a" and "href" in values:
+            self.links.append(values["href"])
+        self.loaded += [values[name] for name in ("src", "href") if name in values and tag in ("script", "link", "img", "iframe")]
+
+
+def site_copy(folder: Path) -> Path:
+    """Return a folder with the files that a site is built from, in which builders may write."""
+    for path in ROOT.iterdir():
+        if path.name not in (".git", ".venv", ".cache", "site", "docs", "mkdocs.yml", "runs"):
+            (folder / path.name).symlink_to(path)
+    (folder / "mkdocs.yml").write_bytes((ROOT / "mkdocs.yml").read_bytes())
+    for path in (ROOT / "docs").rglob("*"):
+        if path.is_file() and "__pycache__" not in path.parts:
+            copy = folder / "docs" / path.relative_to(ROOT / "docs")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    return folder
+
+
+def build(folder: Path, builder: str) -> tuple[int, str]:
+    """Build the site in `folder` / "site", and return the exit code and the output."""
+    done = run_python("-m", builder, *BUILDERS[builder], cwd=folder, env={"NO_MKDOCS_2_WARNING": "1"}, timeout=600)
+    return done.code, done.stdout + done.stderr
+
+
+def dead_links(site: Path) -> list[str]:
+    """Return the links between the pages that have no target, and what is loaded from elsewhere or not there."""
+    pages = {path: Page(path.read_text(encoding="utf-8")) for path in site.rglob("*.html") if path.name != "404.html"}
+    dead = []
+    for path, page in pages.items():
+        for link in [*page.links, *page.loaded]:
+            url = urlsplit(link)
+            if url.scheme or url.netloc:
+                dead += [f"{path.name}: {link}"] * (link in page.loaded and url.scheme != "data")
+                continue
+            target = (path.parent / unquote(url.path)).resolve() if url.path else path
+            target = target / "index.html" if target.is_dir() else target
+            if not target.is_file() or (target in pages and unquote(url.fragment) not in pages[target].anchors):
+                dead.append(f"{path.name}: {link}")
+    return dead
+
+
+@pytest.mark.parametrize("builder", BUILDERS)
+def test_the_site_has_no_warning_and_no_dead_link_and_is_searched(builder: str, tmp_path: Path) -> None:
+    folder = site_copy(tmp_path)
+    code, output = build(folder, builder)
+    assert code == 0 and not re.search("warning|error", output, re.IGNORECASE), output
+    site = folder / "site"
+    assert dead_links(site) == []
+    pages = {path.relative_to(folder / "docs").with_suffix(".html") for path in (folder / "docs").rglob("*.md")}
+    pages = {path.with_name("index.html") if path.stem == "README" else path for path in pages}
+    assert len(pages) > 30 and all((site / path).is_file() for path in pages)
+    index = json.loads((site / SEARCH[builder]).read_text(encoding="utf-8"))
+    text = json.dumps(index, ensure_ascii=False).lower()
+    assert [word for word in WORDS if word.lower() not in text] == []
+    # Shapes in signatures are read from the sources.
+    attention = re.sub("<[^>]+>", "", (site / "reference" / "attention.html").read_text(encoding="utf-8"))
+    assert "Float[Array" in attention
+
+
+@pytest.mark.planted(3)
+def test_a_dead_link_is_caught(tmp_path: Path) -> None:
+    """By MkDocs, and by the test above in the pages of either builder."""
+    folder = site_copy(tmp_path)
+    with (folder / "docs" / "install.md").open("a") as file:
+        file.write("\n[a page](absent.md), [a heading](quickstart.md#absent), [a file](../absent.md)\n")
+    code, output = build(folder, "mkdocs")
+    assert code != 0 and all(link in output for link in ("'absent.md'", "#absent'", "'../absent.md'"))
+
+
+@pytest.mark.planted
+@pytest.mark.parametrize("wrong", ['<a href="absent.html">', '<a href="#absent">', '<script src="https://host.invalid/a.js">'])
+def test_what_is_dead_or_from_elsewhere_in_a_page_is_caught(wrong: str, tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text('<p id="here"><a href="index.html#here">')
+    assert dead_links(tmp_path) == []
+    (tmp_path / "index.html").write_text(wrong)
+    assert len(dead_links(tmp_path)) == 1
+
+
+def test_links_that_leave_the_pages_become_addresses_or_text() -> None:
+    import markdown
+
+    text = "[a](../SECURITY.md) [b](launch) [c](data.md#x) [d](../absent.md) [e](https://host.invalid/zoo)"
+    html = markdown.markdown(text, extensions=["docs.site_links"])
+    assert '<span title="SECURITY.md in the repository">a</span> <span title="docs/launch in the repository">b</span>' in html
+    assert 'href="data.md#x"' in html and 'href="../absent.md"' in html and 'href="https://host.invalid/zoo"' in html
+    options = {"docs.site_links": {"repository": "https://host.invalid/zoo/blob/main/"}}
+    html = markdown.markdown(text, extensions=["docs.site_links"], extension_configs=options)
+    assert 'href="https://host.invalid/zoo/blob/main/SECURITY.md"' in html and 'href="data.md#x"' in html
