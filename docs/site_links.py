@@ -62,12 +62,12 @@ class RepositoryLinksExtension(Extension):
         self.config = {"repository": ["", "address of the folder of all files, as https://HOST/ORG/NAME/blob/main"]}
         super().__init__(**options)
 
-    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802
+    def extendMarkdown(self, md: Markdown) -> None:
         """Add the processor."""
         md.treeprocessors.register(RepositoryLinks(md, self.getConfig("repository")), "repository_links", PRIORITY)
 
 
-def makeExtension(**options: Any) -> RepositoryLinksExtension:  # noqa: N802
+def makeExtension(**options: Any) -> RepositoryLinksExtension:
     """Return the extension; Markdown calls this function by its name."""
     return RepositoryLinksExtension(**options)
 

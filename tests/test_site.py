@@ -1,4 +1,4 @@
-"""The documentation site, as Zensical and MkDocs build it: no warning, no dead link, nothing from elsewhere, and what its search finds."""
+"""The documentation site, built by Zensical and by MkDocs: no warning or dead link, nothing from elsewhere, and its search."""
 
 import json
 import re
