@@ -80,7 +80,7 @@ def test_an_unknown_extra_and_an_old_python_get_one_line(tmp_path: Path) -> None
     done = checkout.run("--extra", "cuda11", "train")
     assert (done.code, done.stderr) == (
         1,
-        "--extra cuda11: choose cuda12, cuda13, tpu, none, data, eval, gcs, ray, s3, tokamax, track\n",
+        "--extra cuda11: choose cuda12, cuda13, tpu, none, data, eval, gcs, mlflow, ray, s3, sweep, tokamax, track, trackio\n",
     )
     path = str(checkout.folder / "run.py")
     old = f"import runpy, sys; sys.version_info = (3, 10, 1); runpy.run_path({path!r}, run_name='__main__')"

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 FULL = "full"
-OPT_IN = ("slow", "parity", "aot", "store", "weights", "ray", "onnx", "trackers")
-OPT_IN = ("slow", "parity", "aot", "store", "weights", "ray", "onnx", "docs")
+OPT_IN = ("slow", "parity", "aot", "store", "weights", "ray", "onnx", "trackers", "docs")
 SUMMARY = pytest.StashKey[dict[str, int]]()
 FIRST = "integration"
 """The folder whose tests run first. They take longest, and a long file at the end would leave the other processes idle."""
