@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Protocol, runtime_checkable
@@ -125,6 +125,36 @@ def run_missing(grid: Grid, folder: Path, workers: Workers) -> list[str]:
     return lines
 
 
+class PassedSignals:
+    """The signals SIGINT, SIGTERM and SIGHUP that this process got, which it passes on to the nodes that it runs."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self._passed_on = 0
+
+    @contextlib.contextmanager
+    def collect(self) -> Iterator[None]:
+        """Collect the signals in this context, where they have no other effect."""
+        hangup = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else []
+        with contextlib.ExitStack() as stack:
+            for number in (signal.SIGINT, signal.SIGTERM, *hangup):
+                stack.callback(signal.signal, number, signal.signal(number, self._handle))
+            yield
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.received.append(number)
+
+    def pass_on(self, running: Iterable[RunningNode]) -> None:
+        """Pass the first signal on to the running nodes, which save; a second SIGINT or SIGTERM kills them."""
+        for number in self.received[self._passed_on :]:
+            self._passed_on += 1
+            for node in running:
+                if self._passed_on == 1:
+                    node.stop(number)
+                elif number != signal.SIGHUP:
+                    node.kill()
+
+
 class _Engine:
     """Starts nodes whose parents are done, in the order of the grid, and passes signals on to them."""
 
@@ -140,8 +170,7 @@ class _Engine:
         self._slots: dict[str, int] = {}
         self._earlier = {name: self._attempt(name) for name in self._nodes}
         """Failures before this engine began, which is a reason to try again."""
-        self._received: list[int] = []
-        self._passed_on = 0
+        self._signals = PassedSignals()
 
     def run(self) -> None:
         """Run all nodes, except those that need one that failed.
@@ -151,18 +180,20 @@ class _Engine:
         """
         self._waiting.prepare()
         self._ready.update(self._waiting.get_ready())
-        with self._signals():
+        received = self._signals.received
+        with self._signals.collect(), contextlib.ExitStack() as stack:
+            stack.callback(self._kill_all)
             while self._ready or self._running or self._claimed:
-                self._pass_signals_on()
-                if self._received and not self._running:
-                    raise Stopped(self._received[0])
-                if not self._received:
+                self._signals.pass_on(self._running.values())
+                if received and not self._running:
+                    raise Stopped(received[0])
+                if not received:
                     self._start_ready()
                 if not self._collect():
                     self._progress.update(self._running)
                     time.sleep(POLL)
-        if self._received:
-            raise Stopped(self._received[0])
+        if received:
+            raise Stopped(received[0])
 
     def _start_ready(self) -> None:
         """Start nodes while there are free workers; first those of others that may have ended."""
@@ -216,30 +247,6 @@ class _Engine:
     def _attempt(self, name: str) -> int | None:
         """Return which failed attempt of a node is the last one; None if the last one did not fail."""
         return node_status.failed_attempt(self._nodes[name], self._folder)
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Collect SIGINT, SIGTERM and SIGHUP."""
-        hangup = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else []
-        with contextlib.ExitStack() as stack:
-            for number in (signal.SIGINT, signal.SIGTERM, *hangup):
-                stack.callback(signal.signal, number, signal.signal(number, self._handle))
-            stack.callback(self._kill_all)
-            yield
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._received.append(number)
-
-    def _pass_signals_on(self) -> None:
-        """Pass the first signal on to the running nodes, which save; a second SIGINT or SIGTERM kills them."""
-        received = self._received[self._passed_on :]
-        for number in received:
-            self._passed_on += 1
-            if self._passed_on == 1:
-                for running in self._running.values():
-                    running.stop(number)
-            elif number != signal.SIGHUP:
-                self._kill_all()
 
     def _kill_all(self) -> None:
         for running in self._running.values():

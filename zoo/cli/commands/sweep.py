@@ -1,17 +1,18 @@
 """The command `zoo sweep`."""
 
 import dataclasses
-import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from zoo.cli import early_checks
 from zoo.cli.commands.train import parse_options
 from zoo.cli.option_parser import parse
 from zoo.cli.python_functions import option_words
 from zoo.errors import BadInput, printable, require
+from zoo.json_text import print_json
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 SEPARATOR = "--"
 """Word before the options of the recipe."""
-OWN = {"--out": "runs are written below DIR", "--name": "each trial has a name", "--then": "a trial is one run"}
+OWN = {"--out": "runs are written below DIR", "--name": "each trial has a name", "--phases": "a trial is one run"}
 """Options of `zoo train` that a sweep does not take -> the reason."""
 
 
@@ -48,7 +49,8 @@ def sweep(args: list[str]) -> int:
         metric: str = "loss"
         """Metric of the validations that decides, by its last value. Lower or higher is better, depending on the metric."""
         prune: bool = True
-        """End a trial early if its validation is worse than the median of the others at the same step, once five have ended."""
+        """End a trial early if its best validation so far is worse than the median of the trials that ended with a value, at the
+        same step, once there are five of them."""
         workers: int = 1
         """Number of trials at a time; more than one divide the cores, or have a GPU each."""
         seed: int = 0
@@ -61,12 +63,10 @@ def sweep(args: list[str]) -> int:
     require(options.trials >= 1, "trials", options.trials, "choose 1 or more")
     require(options.workers >= 1, "workers", options.workers, "choose 1 or more")
     require(0 <= options.seed < 2**31, "seed", options.seed, "choose 0 to 2,147,483,647")
-    for option, reason in OWN.items():
-        if any(word.partition("=")[0] == option for word in words):
-            raise BadInput(f"{option}: {reason}; leave it out")
     from eval.sweeps import run_sweep
     from eval.sweeps.search_space import parse_all
     from train.run.metric_definitions import METRICS
+    from train.run.run_dir import RunDir
 
     metrics = ", ".join(name for name, metric in METRICS.items() if metric.better)
     has_direction = options.metric in METRICS and METRICS[options.metric].better is not None
@@ -77,18 +77,24 @@ def sweep(args: list[str]) -> int:
     if "://" in options.folder:
         raise BadInput(f"{options.folder}: a sweep needs a folder, and not an object store; mount one that all machines see")
     space = parse_all(options.vary)
-    for varied in space:
-        for value in varied.values:
-            parse_options(options.recipe, [*words, *option_words({varied.name: value})])
+    for option, reason in OWN.items():
+        if option in ({word.partition("=")[0] for word in words} | {f"--{varied.name}" for varied in space}):
+            raise BadInput(f"{option}: {reason}; leave it out")
 
     def read_values(values: Mapping[str, Any], added: Sequence[str]) -> tuple[list[str], "Run"]:
         own = [*words, *option_words(values), *added]
         return [options.recipe, *own], parse_options(options.recipe, own)
 
+    first = {varied.name: varied.values[0] for varied in space}
+    run = read_values(first, ["--out", options.folder])[1]
+    for varied in space:
+        for value in varied.values[1:]:
+            read_values(first | {varied.name: value}, ())
+    early_checks.check_inputs(run, RunDir.of(run))
     declared = run_sweep.Sweep(options.recipe, tuple(words), space, options.metric, options.prune, options.seed)
-    study = run_sweep.open_study(declared, folder)
-    trials = run_sweep.Trials(declared, study, folder, options.trials, workers=options.workers, read_values=read_values)
-    stopped = trials.run()
+    study, lock = run_sweep.open_study(declared, folder)
+    many: dict[str, Any] = {"count": options.trials, "workers": options.workers, "read_values": read_values}
+    stopped = run_sweep.Trials(declared, study, lock, folder, **many).run()
     _print_trials(declared, study.get_trials(deepcopy=False), folder, as_json=options.json)
     if stopped:
         print("! stopped; the same command continues", file=sys.stderr)
@@ -116,11 +122,11 @@ def _print_trials(declared: "Sweep", trials: "list[FrozenTrial]", folder: Path, 
             }
             for trial in (*ended, *others)
         ]
-        print(json.dumps({"metric": declared.metric, "trials": rows, "command": best}, indent=2))
+        print_json({"metric": declared.metric, "trials": rows, "command": best})
         return
     table: list[list[Any]] = [["trial", declared.metric, *(varied.name for varied in declared.space)]]
     for trial in (*ended, *others):
-        result = f"{trial.value:.6g}" if trial.value is not None else trial.state.name.lower()
+        result = f"{trial.value:.6g}" if trial.state.name == "COMPLETE" else trial.state.name.lower()
         values = (trial.params.get(varied.name, "") for varied in declared.space)
         table.append([str(trial.number), result, *(f"{x:.4g}" if isinstance(x, float) else str(x) for x in values)])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
