@@ -267,6 +267,9 @@ class MLflow:
     def __init__(self, run: run_config.Run, folder: RunDir) -> None:
         # Before the import: otherwise MLflow sends its makers a report of its use.
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+        # By default a server that has gone away is asked for four minutes, in which the run waits and may count as stuck.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
         import mlflow  # pyright: ignore[reportMissingImports]
         from mlflow.entities import Metric, Param  # pyright: ignore[reportMissingImports]
         from mlflow.exceptions import MlflowException  # pyright: ignore[reportMissingImports]
@@ -284,13 +287,16 @@ class MLflow:
                 self._id = ""
         if not self._id:
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "zoo")
-            experiment = self._client.get_experiment_by_name(name)
-            number = self._client.create_experiment(name) if experiment is None else experiment.experiment_id
+            if self._client.get_experiment_by_name(name) is None:
+                # Another run may create it at the same time.
+                with contextlib.suppress(MlflowException):
+                    self._client.create_experiment(name)
+            number = self._client.get_experiment_by_name(name).experiment_id
             created = self._client.create_run(number, run_name=folder.path.resolve().name).info.run_id
+            self._id = store_id(path, created)
             params = [Param(key, str(value)) for key, value in flat_options(run).items()]
             for first in range(0, len(params), self.MOST_PARAMS):
                 self._client.log_batch(created, params=params[first : first + self.MOST_PARAMS])
-            self._id = store_id(path, created)
         # Every row has this column.
         self._stored = {
             (kind, metric.step)
