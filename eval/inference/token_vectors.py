@@ -119,7 +119,7 @@ class TokenEmbedder:
         settings, room = self.settings, self.encoder.room
         lengths = (settings.query_length if side == "query" else settings.document_length, self.modules.longest)
         longest = next((length for length in lengths if length), room)
-        fix = "write at most that as query_length in its config_sentence_transformers.json"
+        fix = "write at most that as query_length in its config_sentence_transformers.json (query_maxlen in artifact.metadata)"
         if side == "query" and settings.query_expansion and longest > room:
             raise BadInput(f"{self.encoder.loaded.where}: its queries have {longest} tokens, and it reads at most {room}; {fix}")
         return min(longest, room)

@@ -15,13 +15,20 @@ WITHOUT_VOCABULARY = "ByT5Tokenizer"
 
 
 def has_entry(folder: Path, token: str) -> bool:
-    """Return whether a file of a tokenizer names a token, which must not be empty."""
+    """Return whether the vocabulary of a tokenizer, in tokenizer.json, vocab.json or vocab.txt, has an entry."""
     for name in (FILE, VOCABULARY, ENTRIES):
         # What cannot be read is reported by the reader of that file.
-        with contextlib.suppress(OSError, UnicodeDecodeError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             text = read_regular_text(folder / name)
-            if json.dumps(token) in text or token in text.splitlines():
-                return token != ""
+            if name == FILE:
+                content = json.loads(text)
+                pieces = content["model"]["vocab"]  # entry -> id, or of a unigram model [entry, score]
+                names = {*pieces} if isinstance(pieces, dict) else {piece for piece, _ in pieces}
+                names |= {added["content"] for added in content["added_tokens"]}
+            else:
+                names = {*(json.loads(text) if name == VOCABULARY else text.splitlines())}
+            if token in names:
+                return True
     return False
 
 
