@@ -1,7 +1,6 @@
 """The command `zoo plan`: one plan or a search, from the request to the output."""
 
 import dataclasses
-import json
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -15,6 +14,7 @@ from train.config import mesh_sizes, run_config
 from train.run.progress_display import ProgressBar
 from train.run.run_dir import replace_atomically
 from zoo.errors import BadInput
+from zoo.json_text import print_json
 
 
 def run_plan(
@@ -38,7 +38,7 @@ def run_plan(
     if file:
         _write(Path(file), planned)
     if as_json:
-        print(json.dumps(planned.plain(), indent=2))
+        print_json(planned.plain())
     else:
         result_tables.print_blocks(plan_page.plan_blocks(planned))
     return 0
@@ -64,7 +64,7 @@ def run_mesh_search(
 
     result = mesh_search.search_meshes(run, mode, target, named=named, seconds=60 * minutes, fresh=fresh)
     if as_json:
-        print(json.dumps([entry.plain() for entry in result.ranked[:top]], indent=2))
+        print_json([entry.plain() for entry in result.ranked[:top]])
     else:
         result_tables.print_blocks(plan_text.search_blocks(result, top))
     return 0

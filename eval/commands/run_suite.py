@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from train.run.progress_display import ProgressBar
 from train.run.run_dir import RunDir, is_run, write_json
 from train.weights.load import Loaded, load_model
 from zoo.errors import printable_lines, require
+from zoo.json_text import print_json
 from zoo.precision import resolve_dtype
 
 GLUE_FILES = "glue-files"
@@ -84,7 +84,10 @@ def run_suite(
         for run in sorted(run for run in scored if is_run(Path(run))):
             report.write_report(run)
         table = (suite, Path(where).name or where, rows, None if settings.limit else mean, settings.limit)
-        print(json.dumps(suite_record(*table), indent=2) if as_json else printable_lines(suite_text(*table)), flush=True)
+        if as_json:
+            print_json(suite_record(*table))
+        else:
+            print(printable_lines(suite_text(*table)), flush=True)
     return 0
 
 

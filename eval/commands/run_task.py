@@ -27,6 +27,7 @@ from train.weights.load import Loaded, load_model
 from train.weights.reward_scale import write_scale
 from zoo import plugins
 from zoo.errors import BadInput, printable, printable_lines, require
+from zoo.json_text import print_json
 from zoo.precision import DTYPES, resolve_dtype
 
 NOT_ITEMS = ("argument", "batch", "dtype", "length", "stride", "words", "prefix", "orders")
@@ -109,7 +110,10 @@ def run_task(
         ]:
             print(f"! {printable(line)}", file=sys.stderr)
         content = {"task": task, "model": subject.name, **entry}
-        print(json.dumps(content, indent=2) if as_json else printable_lines(task_result_text(result, settings.limit)), flush=True)
+        if as_json:
+            print_json(content)
+        else:
+            print(printable_lines(task_result_text(result, settings.limit)), flush=True)
     return 0
 
 
