@@ -4,7 +4,8 @@ python3 run.py train [...]    run `zoo train ...`; any other `zoo` command likew
 python3 run.py test           run the fast tests; arguments go to pytest
 python3 run.py test --full    run all tests that need nothing special
 python3 run.py --extra NAME ...    install for cuda12, cuda13, tpu or none, instead of the accelerator detected here, or add the
-                                   optional packages data, eval, gcs, mlflow, ray, s3, tokamax, track or trackio
+                                   optional packages data, eval, gcs, mlflow, ray, s3, sweep, tokamax, track or
+                                   trackio
 """
 
 import hashlib

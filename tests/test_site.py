@@ -92,7 +92,7 @@ def test_the_site_has_no_warning_and_no_dead_link_and_is_searched(builder: str, 
 
 @pytest.mark.planted(3)
 def test_a_dead_link_is_caught(tmp_path: Path) -> None:
-    """By MkDocs, and by the test above in the pages of either builder."""
+    """By MkDocs."""
     folder = site_copy(tmp_path)
     with (folder / "docs" / "install.md").open("a") as file:
         file.write("\n[a page](absent.md), [a heading](quickstart.md#absent), [a file](../absent.md)\n")
