@@ -140,6 +140,11 @@ def test_every_promise_of_the_security_policy_names_tests_that_exist() -> None:
         assert missing_tests(name) == [name.strip("`")]
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in ("options.md", "models.md")], ids=lambda page: page.name)
+def test_pages_that_are_not_tables_for_looking_up_are_short(page: Any) -> None:
+    assert len(page.read_text(encoding="utf-8").splitlines()) <= 250
+
+
 def test_the_index_lists_every_page_once() -> None:
     links = re.findall(r"\]\(([^)/#]+\.md)\)", (DOCS / "README.md").read_text(encoding="utf-8"))
     assert sorted(links) == sorted(page.name for page in DOCS.glob("*.md") if page.name != "README.md")

@@ -93,7 +93,7 @@ def read_published(file: Path) -> list[PublishedRow]:
         raise BadInput(f"--published {file}: cannot be read ({reason}); name a CSV file of training steps") from None
     missing = [column for column in ("row_id", "step_time_s") if not lines or column not in lines[0]]
     if missing:
-        raise BadInput(f"--published {file}: has no column {missing[0]}; name a file with the columns in docs/plan.md")
+        raise BadInput(f"--published {file}: has no column {missing[0]}; name a file with the columns in docs/plan-checks.md")
     rows = [PublishedRow({key: value or "" for key, value in line.items() if key}) for line in lines]
     names = [row.name for row in rows]
     if twice := next((name for name in names if not name or names.count(name) > 1), None):

@@ -1,4 +1,4 @@
-"""Real distributions on `sys.path`: the example of docs/extending.md, from the text of the page, and others of a few lines."""
+"""Real distributions on `sys.path`: the example of docs/extending.md, from the text of its pages, and others of a few lines."""
 
 import contextlib
 import functools
@@ -11,17 +11,18 @@ from pathlib import Path
 from tests.support.processes import ROOT
 from zoo import plugins
 
-PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+PAGES = "\n".join(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("extending*.md")))
+"""The pages that show the files of the example."""
 
 
 def page_files() -> dict[str, str]:
-    """Return the files that the page shows: a name in a line of its own, then a block."""
-    return dict(re.findall(r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
+    """Return the files that the pages show: a name in a line of its own, then a block."""
+    return dict(re.findall(r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```", PAGES, re.MULTILINE | re.DOTALL))
 
 
 def page_commands() -> list[str]:
-    """Return the commands that the page shows for the example."""
-    (block,) = re.findall(r"these commands work:\n\n```\n(.*?)```", PAGE, re.DOTALL)
+    """Return the commands that docs/extending.md shows for the example."""
+    (block,) = re.findall(r"these commands work:\n\n```\n(.*?)```", PAGES, re.DOTALL)
     return block.splitlines()
 
 
@@ -43,7 +44,7 @@ def write_distribution(
 
 
 def write_example(folder: Path, version: str = "", without: str = "") -> Path:
-    """Write the example of the page, with another version than its own or without a group, and return the folder."""
+    """Write the example of the pages, with another version than its own or without a group, and return the folder."""
     project, files = tomllib.loads(page_files()["pyproject.toml"])["project"], page_files()
     groups = {group: rows for group, rows in project["entry-points"].items() if group != without}
     assert groups.keys() | {without} == plugins.GROUPS.keys() | {without}

@@ -61,7 +61,7 @@ def plan_published(args: list[str]) -> int:
         """Plan published training steps, and compare the plans with their measured times and memory."""
 
         published: Path
-        """CSV file of training steps; docs/plan.md describes its columns."""
+        """CSV file of training steps; docs/plan-checks.md describes its columns."""
         rows: str = "*"
         """Names of rows, as a pattern with * and ?."""
         half: Literal["both", "improve", "judge"] = "both"
