@@ -71,8 +71,8 @@ def t5() -> Run:
     "google-research/t5x cc342d41, t5x/examples/t5/t5_1_1",
     published={
         "examples/base_c4_pretrain.gin, configs/runs/pretrain.gin": "steps data.length data.batch optim.lr optim.schedule "
-        "optim.warmup denoising.kind denoising.density denoising.mean_span",
-        "base.gin": "optim.name model.dropout z_loss",
+        "optim.warmup denoising.kind denoising.density denoising.mean_span model.dropout",
+        "base.gin": "optim.name z_loss",
     },
     assumed={
         "Adafactor clips each update, and the files name no decay": "optim.clip optim.weight_decay",
