@@ -1,7 +1,7 @@
 """Write the tutorials as notebooks, which Jupyter, Colab and Kaggle open.
 
 `python docs/notebooks.py FOLDER REQUIREMENT` makes FOLDER/PAGE.ipynb of each docs/tutorials/PAGE.md with jupytext (dependency
-group `docs`). A notebook begins with one cell that installs REQUIREMENT, which pip understands: the address or file of a wheel, or
+group `docs`). A notebook begins with one cell that installs REQUIREMENT, as pip reads it: the address or file of a wheel, or
 `transformer-zoo` where a package index has it. Shell blocks become cells with `%%bash`, Python blocks cells of code.
 """
 
@@ -18,14 +18,14 @@ HEADER = "---\njupyter:\n  kernelspec:\n    display_name: Python 3\n    language
 
 
 def write(folder: Path, requirement: str) -> None:
-    """Write a notebook of each tutorial into `folder`, whose first cell of code installs `requirement`."""
+    """Write a notebook of each tutorial into `folder`, whose first cell installs `requirement`."""
     folder.mkdir(parents=True, exist_ok=True)
     for page in sorted(TUTORIALS.glob("*.md")):
         # Notebooks lie elsewhere than the pages that they refer to: links within the documentation become text.
         text = re.sub(r"\[([^\]]+)\]\((?!\w+://)[^)]+\)", r"\1", page.read_text(encoding="utf-8"))
         notebook = jupytext.reads(HEADER + text, fmt="md")
         install = nbformat.v4.new_code_cell(f'%pip install --quiet "{requirement}"')
-        notebook.cells.insert(1, install)
+        notebook.cells.insert(0, install)
         nbformat.write(notebook, folder / f"{page.stem}.ipynb")
 
 

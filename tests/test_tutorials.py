@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from tests.support.compilation import FLAGS
 from tests.support.processes import ROOT, clean_environment
 
 TUTORIALS = ROOT / "docs" / "tutorials"
 PAGES = sorted(TUTORIALS.glob("*.md"))
-COMMANDS = {"bash": ["bash", "-euo", "pipefail"], "python": [sys.executable, "-"]}
-"""What runs a block of each language, from standard input."""
+COMMANDS = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
+"""What runs a block of each language, which is the last argument."""
 REQUIREMENT = "transformer-zoo @ https://host.invalid/transformer_zoo.whl"
 
 
@@ -30,11 +31,11 @@ def run_blocks(text: str, folder: Path) -> None:
     environment = clean_environment()
     programs = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', os.defpath)}"
     paths = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH", "")]))
-    environment |= {"PATH": programs, "PYTHONPATH": paths}
+    environment |= {"PATH": programs, "PYTHONPATH": paths} | FLAGS
     for language, block in blocks(text):
         done = subprocess.run(
-            COMMANDS[language],
-            input=block,
+            [*COMMANDS[language], block],
+            stdin=subprocess.DEVNULL,
             cwd=folder,
             env=environment,
             stdout=subprocess.PIPE,
@@ -57,7 +58,11 @@ def test_the_blocks_of_a_tutorial_run(page: Path, tmp_path: Path) -> None:
 
 @pytest.mark.planted(2)
 @pytest.mark.parametrize(
-    ("wrong", "output"), [("```bash\necho first\nfalse # wrong\necho last\n```", "first"), ("```python\n1 / 0 # wrong\n```", "ZeroDiv")]
+    ("wrong", "output"),
+    [
+        ("```bash\necho first\nfalse # wrong\necho last\n```", "Its output:\nfirst\n"),
+        ("```python\n1 / 0 # wrong\n```", "ZeroDivisionError"),
+    ],
 )
 def test_a_block_that_fails_is_named(wrong: str, output: str, tmp_path: Path) -> None:
     before = "```bash\ntouch before\n```\n\n```text\nnot run\n```\n\n```python\nopen('also', 'w')\n```\n\n"
@@ -65,7 +70,8 @@ def test_a_block_that_fails_is_named(wrong: str, output: str, tmp_path: Path) ->
     assert {path.name for path in tmp_path.iterdir()} == {"before", "also"}
     with pytest.raises(pytest.fail.Exception) as failure:
         run_blocks(f"{before}{wrong}\n\n```bash\ntouch after\n```\n", tmp_path)
-    assert "# wrong" in str(failure.value) and output in str(failure.value) and "\nlast\n" not in str(failure.value)
+    message = str(failure.value)
+    assert "# wrong" in message and output in message and not message.endswith("last\n")
     assert not (tmp_path / "after").exists()
 
 
