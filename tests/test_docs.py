@@ -18,7 +18,7 @@ from train import recipes
 from zoo.cli import main
 
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("tutorials/*.md"))]
 
 HIDDEN = ("recipe", "exported", "sequence", "extended_from")
 """Fields of a run that are no options."""
@@ -41,11 +41,16 @@ def option_names(config: Any) -> Iterator[str]:
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """Yield the arguments of each `zoo` command in the code blocks of a page, except those with `...` or a name like RECIPE."""
-    for block in re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+    """Yield the arguments of each `zoo` command in the code blocks of a page, except those with `...` or a name like RECIPE.
+
+    Shell variables are numbers, and files of options, which are not there, are left out.
+    """
+    for block in re.findall(r"^```(?:bash)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         for line in re.sub(r"\\\n\s*", "", block).splitlines():
-            for part in re.sub(r"\s# .*", "", line).split("&&"):
-                if "..." not in part and (match := re.match(r"(?:zoo|python3 run\.py) (?!test)([a-z].*)", part.strip())):
+            line = re.sub(r"\s# .*| --config \w+\.toml", "", re.sub(r"\$\w+", "0", line))
+            for part in re.split(r"&&| \|\|? ", line):
+                command = re.match(r"(?:ZOO_FAULT=\S+ )?(?:zoo|python3 run\.py) (?!test)([a-z].*)", part.strip())
+                if "..." not in part and (match := command):
                     args = shlex.split(match[1])
                     # Recipes for fine-tuning read the folder of --init; the options of others depend on whether they have one.
                     recipe = args[1] if args[0] == "train" and args[1:] else ""
@@ -71,7 +76,7 @@ def test_generated_pages_are_current() -> None:
         assert len(names) > 40 and names <= listed
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_in_the_documentation_have_options_that_exist(
     page: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -109,7 +114,7 @@ def test_what_the_documentation_installs_exists() -> None:
         assert not set(installations(wrong)) <= valid
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_in_the_documentation_have_targets(page: Any) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
         file, _, anchor = link.partition("#")
@@ -149,5 +154,6 @@ def test_pages_that_are_not_tables_for_looking_up_are_short(page: Any) -> None:
 
 
 def test_the_index_lists_every_page_once() -> None:
-    links = re.findall(r"\]\(([^)/#]+\.md)\)", (DOCS / "README.md").read_text(encoding="utf-8"))
-    assert sorted(links) == sorted(page.name for page in DOCS.glob("*.md") if page.name != "README.md")
+    links = re.findall(r"\]\(((?:tutorials/)?[^)/#]+\.md)\)", (DOCS / "README.md").read_text(encoding="utf-8"))
+    pages = [page.relative_to(DOCS).as_posix() for page in PAGES if page.is_relative_to(DOCS) and page.name != "README.md"]
+    assert sorted(links) == sorted(pages)
