@@ -86,13 +86,15 @@ def test_what_is_dead_or_from_elsewhere_in_a_page_is_caught(wrong: str, tmp_path
     assert len(dead_links(tmp_path)) == 1
 
 
-def test_links_that_leave_the_pages_become_addresses_or_text() -> None:
+def test_links_that_leave_the_pages_become_addresses_or_text_and_names_are_marked() -> None:
     import markdown
 
     text = "[a](../SECURITY.md) [b](launch) [c](data.md#x) [d](../absent.md) [e](https://host.invalid/zoo)"
     html = markdown.markdown(text, extensions=["docs.site_links"])
     assert '<span title="SECURITY.md in the repository">a</span> <span title="docs/launch in the repository">b</span>' in html
     assert 'href="data.md#x"' in html and 'href="../absent.md"' in html and 'href="https://host.invalid/zoo"' in html
+    html = markdown.markdown("`--seed` `zoo train` `" + "a" * 33 + "`", extensions=["docs.site_links"])
+    assert re.findall(r"<code[^>]*>", html) == ['<code class="name">', "<code>", "<code>"]
     options = {"docs.site_links": {"repository": "https://host.invalid/zoo/blob/main/"}}
     html = markdown.markdown(text, extensions=["docs.site_links"], extension_configs=options)
     assert 'href="https://host.invalid/zoo/blob/main/SECURITY.md"' in html and 'href="data.md#x"' in html
