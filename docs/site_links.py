@@ -1,7 +1,9 @@
-"""A Markdown extension for the documentation site: links to files of the repository that are not pages of docs/.
+"""A Markdown extension for the documentation site: links to files of the repository, and names in code.
 
-Such links are relative, so that they work in a clone and on its host. On the site they lead to the address of the repository, or,
-without one, become text that names the file. Zensical and MkDocs both read it from mkdocs.yml.
+Links to files that are not pages of docs/ are relative, so that they work in a clone and on its host. On the site they lead to
+the address of the repository, or, without one, become text that names the file. Short code without spaces, such as the name of
+an option, gets the class "name", so that site.css can hold it on one line. Zensical and MkDocs both read the extension from
+mkdocs.yml.
 """
 
 import logging
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 DOCS = Path(__file__).parent
 PRIORITY = 5
 """After the inline patterns (20), which make the links, and before MkDocs checks them (0)."""
+LONGEST_NAME = 32
+"""Characters that fit into a line of a narrow window."""
 
 
 def repository_path(link: str) -> str | None:
@@ -54,6 +58,16 @@ class RepositoryLinks(Treeprocessor):
                 link.set("title", f"{path} in the repository")
 
 
+class Names(Treeprocessor):
+    """Gives code that is one short word the class "name"."""
+
+    def run(self, root: etree.Element) -> None:
+        for code in root.iter("code"):
+            text = code.text or ""
+            if len(text) <= LONGEST_NAME and not any(map(str.isspace, text)):
+                code.set("class", "name")
+
+
 class RepositoryLinksExtension(Extension):
     """The extension, with one option, `repository`."""
 
@@ -63,8 +77,9 @@ class RepositoryLinksExtension(Extension):
         super().__init__(**options)
 
     def extendMarkdown(self, md: Markdown) -> None:
-        """Add the processor."""
+        """Add the processors."""
         md.treeprocessors.register(RepositoryLinks(md, self.getConfig("repository")), "repository_links", PRIORITY)
+        md.treeprocessors.register(Names(md), "names", PRIORITY)
 
 
 def makeExtension(**options: Any) -> RepositoryLinksExtension:

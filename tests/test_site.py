@@ -8,12 +8,9 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from tests.support.processes import ROOT, run_python
+from tests.support.site import BUILDERS, WORDS, build, site_copy
 
-BUILDERS = {"zensical": ["build", "--strict", "--clean"], "mkdocs": ["build", "--strict", "--clean"]}
 SEARCH = {"zensical": "search.json", "mkdocs": "search/search_index.json"}
-WORDS = ("checkpoint", "tokenizer", "learning rate", "perplexity", "LoadedModel", "segment", "gpt-nano", "DPO", "libtpu", "LoRA")
-"""Words that the search must find."""
 pytestmark = pytest.mark.docs
 
 
@@ -33,26 +30,6 @@ class Page(HTMLParser):
         if tag == "a" and "href" in values:
             self.links.append(values["href"])
         self.loaded += [values[name] for name in ("src", "href") if name in values and tag in ("script", "link", "img", "iframe")]
-
-
-def site_copy(folder: Path) -> Path:
-    """Return a folder with the files that a site is built from, in which builders may write."""
-    for path in ROOT.iterdir():
-        if path.name not in (".git", ".venv", ".cache", "site", "docs", "mkdocs.yml", "runs"):
-            (folder / path.name).symlink_to(path)
-    (folder / "mkdocs.yml").write_bytes((ROOT / "mkdocs.yml").read_bytes())
-    for path in (ROOT / "docs").rglob("*"):
-        if path.is_file() and "__pycache__" not in path.parts:
-            copy = folder / "docs" / path.relative_to(ROOT / "docs")
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(path.read_bytes())
-    return folder
-
-
-def build(folder: Path, builder: str) -> tuple[int, str]:
-    """Build the site in `folder` / "site", and return the exit code and the output."""
-    done = run_python("-m", builder, *BUILDERS[builder], cwd=folder, env={"NO_MKDOCS_2_WARNING": "1"}, timeout=600)
-    return done.code, done.stdout + done.stderr
 
 
 def dead_links(site: Path) -> list[str]:
@@ -109,13 +86,15 @@ def test_what_is_dead_or_from_elsewhere_in_a_page_is_caught(wrong: str, tmp_path
     assert len(dead_links(tmp_path)) == 1
 
 
-def test_links_that_leave_the_pages_become_addresses_or_text() -> None:
+def test_links_that_leave_the_pages_become_addresses_or_text_and_names_are_marked() -> None:
     import markdown
 
     text = "[a](../SECURITY.md) [b](launch) [c](data.md#x) [d](../absent.md) [e](https://host.invalid/zoo)"
     html = markdown.markdown(text, extensions=["docs.site_links"])
     assert '<span title="SECURITY.md in the repository">a</span> <span title="docs/launch in the repository">b</span>' in html
     assert 'href="data.md#x"' in html and 'href="../absent.md"' in html and 'href="https://host.invalid/zoo"' in html
+    html = markdown.markdown("`--seed` `zoo train` `" + "a" * 33 + "`", extensions=["docs.site_links"])
+    assert re.findall(r"<code[^>]*>", html) == ['<code class="name">', "<code>", "<code>"]
     options = {"docs.site_links": {"repository": "https://host.invalid/zoo/blob/main/"}}
     html = markdown.markdown(text, extensions=["docs.site_links"], extension_configs=options)
     assert 'href="https://host.invalid/zoo/blob/main/SECURITY.md"' in html and 'href="data.md#x"' in html

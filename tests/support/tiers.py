@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 FULL = "full"
-OPT_IN = ("slow", "parity", "aot", "store", "weights", "ray", "onnx", "trackers", "docs")
+OPT_IN = ("slow", "parity", "aot", "store", "weights", "ray", "onnx", "trackers", "docs", "browser")
 SUMMARY = pytest.StashKey[dict[str, int]]()
 FIRST = "integration"
 """The folder whose tests run first. They take longest, and a long file at the end would leave the other processes idle."""
