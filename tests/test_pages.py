@@ -20,13 +20,14 @@ import pytest
 
 from benchmarks.core import result_files
 from eval.experiments.page import render_html
-from tests.support import browser, tiny
+from tests.support import browser, encoders, tiny
 from tests.support.browser import SCHEMES, WIDTHS
 from tests.support.commands import BOOK, words
 from tests.support.experiment_result import masks
 from tests.support.labelled_files import put
 from tests.support.processes import ROOT, clean_environment, run_python
 from tests.support.site import WORDS, build, site_copy
+from train.tokenizers.tokenizer import Tokenizer
 from zoo.cli.commands.bench import BENCHMARKS
 
 pytestmark = pytest.mark.browser
@@ -53,13 +54,7 @@ KINDS = (("the white", "good"), ("a naive", "bad"))
 """Texts and their labels."""
 TRAIN = """
 import json, sys
-from tests.support import encoders
-from train.tokenizers.tokenizer import Tokenizer
-from pathlib import Path
 from zoo.cli import main
-encoders.folder(Path("bert"), "bert")
-Path("bytes").mkdir()
-Tokenizer.train([], 257).save(Path("bytes"))
 for argv in json.loads(sys.argv[1]):
     assert main.main(argv) == 0, argv
 """
@@ -119,6 +114,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     put(folder / "labels.tsv", "text\tlabel\n" + "".join(rows))
     put(folder / "prompts.jsonl", [{"prompt": f"{number}="} for number in range(30)])
     put(folder / "low_ids.py", "def share(ids, **_):\n    return [sum(id < 64 for id in row) / 6 for row in ids]\n")
+    encoders.folder(folder / "bert", "bert")
+    (folder / "bytes").mkdir()
+    Tokenizer.train([], 257).save(folder / "bytes")
     argv = [["train", *flags, "--name", name] for name, flags in RUNS.items()]
     done = run_python("-c", TRAIN, json.dumps(argv), cwd=folder, env={"PYTHONPATH": str(ROOT)}, timeout=600)
     assert done.code == 0, done
