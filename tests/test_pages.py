@@ -46,7 +46,7 @@ RUNS = {
     "feedback": words(
         "rloo --model.vocab 257 --model.context 32 --model.layers 1 --model.width 32 --model.heads 4 --model.head 8 "
         " --model.ffn 64 --tokenizer.path bytes --data.paths prompts.jsonl --data.length 16 --data.batch 16"
-        f" --rollout.tokens 6 --rollout.reward low_ids:share --steps 12 {OFTEN}"
+        f" --rollout.tokens 6 --rollout.reward low_ids:share --policy-gradient.beta 0 --steps 12 {OFTEN}"
     ),
 }
 """Kind -> the arguments of `zoo train`."""
