@@ -43,11 +43,11 @@ def option_names(config: Any) -> Iterator[str]:
 def commands(text: str) -> Iterator[list[str]]:
     """Yield the arguments of each `zoo` command in the code blocks of a page, except those with `...` or a name like RECIPE.
 
-    Shell variables are numbers, and files of options, which are not there, are left out.
+    Shell variables are numbers. Files of options, which are not there, and files for the output are left out.
     """
     for block in re.findall(r"^```(?:bash)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         for line in re.sub(r"\\\n\s*", "", block).splitlines():
-            line = re.sub(r"\s# .*| --config \w+\.toml", "", re.sub(r"\$\w+", "0", line))
+            line = re.sub(r"\s# .*| --config \w+\.toml| > \S+", "", re.sub(r"\$\w+", "0", line))
             for part in re.split(r"&&| \|\|? ", line):
                 command = re.match(r"(?:ZOO_FAULT=\S+ )?(?:zoo|python3 run\.py) (?!test)([a-z].*)", part.strip())
                 if "..." not in part and (match := command):

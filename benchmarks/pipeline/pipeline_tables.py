@@ -1,6 +1,7 @@
 """Print the tables that compare steps with and without a pipeline: `python -m benchmarks.pipeline.pipeline_tables FILE`.
 
-FILE is a CSV of published training steps; docs/plan-checks.md describes its columns. Nothing is compiled; it takes a minute or more.
+FILE is a CSV of published training steps; docs/plan-checks.md describes its columns. Nothing is compiled; it takes a minute or
+more.
 """
 
 import dataclasses
