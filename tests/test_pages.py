@@ -1,7 +1,7 @@
 """Pages that people look at, in Chromium: the site, reports of runs, benchmarks, plans, experiments and the page of `zoo serve`.
 
-Each is opened in a wide and a narrow window, light and dark, and photographed. The pictures stay in the folder that the first
-line of the output names; pytest's `--basetemp FOLDER` chooses where it is.
+Each is opened in a wide and a narrow window, light and dark. Screenshots stay in the folder that the first line of the output
+names; pytest's `--basetemp FOLDER` chooses where it is.
 """
 
 import contextlib
@@ -72,7 +72,7 @@ def chromium() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+def screenshots(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
     folder = tmp_path_factory.mktemp("screenshots")
     with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         print(f"\nscreenshots: {folder}")
@@ -123,7 +123,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def look(chromium: Any, address: str, pictures: Path, name: str, host: str = "") -> list[str]:
+def faults_in_all_windows(chromium: Any, address: str, screenshots: Path, name: str, host: str = "") -> list[str]:
     """Open a page in all windows, and return its faults there."""
     faults = []
     for width in WIDTHS:
@@ -132,7 +132,7 @@ def look(chromium: Any, address: str, pictures: Path, name: str, host: str = "")
                 view.open(address)
                 found = [*view.layout_faults(), *view.contrast_faults(), *view.take_faults()]
                 faults += [f"{name}, {width} px, {scheme}: {fault}" for fault in dict.fromkeys(found)]
-                view.photograph(pictures / f"{name.replace('/', '-')}-{width}-{scheme}.png")
+                view.screenshot(screenshots / f"{name.replace('/', '-')}-{width}-{scheme}.png")
     return faults
 
 
@@ -146,12 +146,16 @@ def test_every_page_of_the_site_fits_a_narrow_window(site: Path, chromium: Any) 
     assert faults == []
 
 
-def test_pages_of_the_site_are_legible_in_all_windows(site: Path, chromium: Any, pictures: Path) -> None:
+def test_pages_of_the_site_are_legible_in_all_windows(site: Path, chromium: Any, screenshots: Path) -> None:
     with served(site) as host:
-        assert [fault for name in SAMPLE for fault in look(chromium, f"http://{host}/{name}.html", pictures, name, host)] == []
+        assert [
+            fault
+            for name in SAMPLE
+            for fault in faults_in_all_windows(chromium, f"http://{host}/{name}.html", screenshots, name, host)
+        ] == []
 
 
-def test_the_search_of_the_site_finds_words(site: Path, chromium: Any, pictures: Path) -> None:
+def test_the_search_of_the_site_finds_words(site: Path, chromium: Any, screenshots: Path) -> None:
     """They are typed into its box; the results contain the word."""
     with served(site) as host, browser.view(chromium, 1280, "light", host) as view:
         view.open(f"http://{host}/index.html")
@@ -160,15 +164,17 @@ def test_the_search_of_the_site_finds_words(site: Path, chromium: Any, pictures:
         for word in WORDS:
             box.fill(word)
             results.filter(has_text=word).first.wait_for(timeout=20_000)
-        view.photograph(pictures / "search-1280-light.png")
+        view.screenshot(screenshots / "search-1280-light.png")
         results.first.click()
         view.page.wait_for_url("**/*.html?h=*")
         assert view.take_faults() == []
 
 
 @pytest.mark.parametrize("kind", RUNS)
-def test_the_report_of_a_run(kind: str, trained: Path, chromium: Any, pictures: Path) -> None:
-    assert look(chromium, (trained / "runs" / kind / "report.html").as_uri(), pictures, f"report-{kind}") == []
+def test_the_report_of_a_run(kind: str, trained: Path, chromium: Any, screenshots: Path) -> None:
+    assert (
+        faults_in_all_windows(chromium, (trained / "runs" / kind / "report.html").as_uri(), screenshots, f"report-{kind}") == []
+    )
 
 
 def bench_page(name: str) -> str:
@@ -197,13 +203,13 @@ PAGES: dict[str, Callable[[Path], str]] = {
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_other_pages_that_commands_write(name: str, tmp_path: Path, chromium: Any, pictures: Path) -> None:
+def test_other_pages_that_commands_write(name: str, tmp_path: Path, chromium: Any, screenshots: Path) -> None:
     file = tmp_path / "page.html"
     file.write_text(PAGES[name](tmp_path), encoding="utf-8")
-    assert look(chromium, file.as_uri(), pictures, name) == []
+    assert faults_in_all_windows(chromium, file.as_uri(), screenshots, name) == []
 
 
-def test_the_page_of_a_served_model(trained: Path, chromium: Any, pictures: Path) -> None:
+def test_the_page_of_a_served_model(trained: Path, chromium: Any, screenshots: Path) -> None:
     argv = [sys.executable, "-m", "zoo.cli", "serve", "runs/pretraining", "--port", "0"]
     environment = clean_environment() | {"PYTHONPATH": str(ROOT)}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
@@ -212,7 +218,7 @@ def test_the_page_of_a_served_model(trained: Path, chromium: Any, pictures: Path
             assert process.stdout is not None
             address = process.stdout.readline().split()[1]
             host = address.partition("//")[2].rstrip("/")
-            assert look(chromium, address, pictures, "serve", host) == []
+            assert faults_in_all_windows(chromium, address, screenshots, "serve", host) == []
             with browser.view(chromium, 400, "dark", host) as view:
                 view.open(address)
                 view.page.get_by_role("textbox").fill("The 7th whale")
@@ -220,7 +226,7 @@ def test_the_page_of_a_served_model(trained: Path, chromium: Any, pictures: Path
                 view.page.get_by_role("button", name="Send").click()
                 view.page.get_by_role("status").filter(has_text="4 tokens").wait_for(timeout=120_000)
                 assert [*view.layout_faults(), *view.contrast_faults(), *view.take_faults()] == []
-                view.photograph(pictures / "serve-answered-400-dark.png")
+                view.screenshot(screenshots / "serve-answered-400-dark.png")
         finally:
             process.terminate()
 

@@ -47,8 +47,8 @@ class View:
         nodes = [node for rule in found for node in rule["nodes"]]
         return [f"contrast {node['any'][0]['data']['contrastRatio']}: {' '.join(node['html'].split())[:100]}" for node in nodes]
 
-    def photograph(self, file: Path) -> None:
-        """Write a picture of the page, down to `TALLEST`."""
+    def screenshot(self, file: Path) -> None:
+        """Write a screenshot of the page, down to `TALLEST`."""
         width, height = self.page.evaluate("[innerWidth, document.scrollingElement.scrollHeight]")
         area = {"x": 0, "y": 0, "width": width, "height": min(height, TALLEST)}
         self.page.screenshot(path=file, full_page=True, clip=area, animations="disabled")
