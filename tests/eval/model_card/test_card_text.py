@@ -102,17 +102,17 @@ def test_names_of_others_mean_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.planted
 def test_folders_of_a_machine_are_left_out(tmp_path: Path) -> None:
-    paths = ("/home/ada/secret/book.txt", "../clients/b.txt", "s3://bucket/c.txt", "hub:org/corpus", "own/d.txt")
-    run = dataclasses.replace(RUN, data=dataclasses.replace(RUN.data, paths=paths), init="/home/ada/start")
+    paths = ("/home/zoe/secret/book.txt", "../clients/b.txt", "s3://bucket/c.txt", "hub:org/corpus", "own/d.txt")
+    run = dataclasses.replace(RUN, data=dataclasses.replace(RUN.data, paths=paths), init="/home/zoe/start")
     card, text = card_of(tmp_path, run=run, **{"data.json": [SOURCE | {"name": ", ".join(paths)}]})
-    assert not any(word in text for word in ("ada", "secret", "clients", "bucket"))
+    assert not any(word in text for word in ("zoe", "secret", "clients", "bucket"))
     assert "`book.txt, b.txt, c.txt, hub:org/corpus, own/d.txt`" in text and "those of `start`" in text
     assert card.data.datasets == ["org/corpus"]
-    run = dataclasses.replace(RUN, data=dataclasses.replace(RUN.data, paths=(path := "/home/ada, b/secret/x.txt",)))
+    run = dataclasses.replace(RUN, data=dataclasses.replace(RUN.data, paths=(path := "/home/zoe, b/secret/x.txt",)))
     assert "`x.txt`" in (text := card_of(tmp_path / "comma", run=run, **{"data.json": [SOURCE | {"name": path}]})[1])
     assert "secret" not in text
     (block, remark) = card_text.command_blocks(
-        ["zoo", "train", "gpt-nano", "--init=/home/ada/start", "--data.paths", *paths], "a"
+        ["zoo", "train", "gpt-nano", "--init=/home/zoe/start", "--data.paths", *paths], "a"
     )
     assert block == "```sh\nzoo train gpt-nano --init start --data.paths book.txt b.txt c.txt hub:org/corpus own/d.txt\n```"
     assert remark == "Folders of files are left out."
