@@ -120,7 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
                     self._send(HTTPStatus.OK, page, "text/html; charset=utf-8", {"Content-Security-Policy": POLICY})
                 case "/v1/models":
                     self._send_json(HTTPStatus.OK, {"object": "list", "data": [self.server.model.description()]})
-                case path if path == f"{MODELS}/{self.server.model.loaded.name}":
+                case path if urllib.parse.unquote(path) == f"{MODELS}/{self.server.model.loaded.name}":
                     self._send_json(HTTPStatus.OK, self.server.model.description())
                 case path:
                     raise self._no_such_path(path)

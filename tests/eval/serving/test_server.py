@@ -224,6 +224,7 @@ def test_protocol_and_origins(server: ModelServer) -> None:
     for status, (path, body, method, headers) in (
         (200, ("/", None, "GET", {})),
         (200, ("/v1/models/chatty", None, "GET", {})),
+        (200, ("/v1/models/%63hatty", None, "GET", {})),
         (200, ("/v1/models?x=1", None, "GET", {"Host": f"localhost:{port}"})),
         (200, (TEXT, asked, "POST", {"Host": f"[::1]:{port}", "Origin": f"http://[::1]:{port}"})),
         (403, ("/", None, "GET", {"Host": "example.com"})),
