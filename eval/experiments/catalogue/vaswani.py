@@ -29,7 +29,7 @@ def vaswani() -> Experiment:
     )
     loss = {"metric": "pretrain/loss", "margin": 0.02, "source": SOURCE}
     bleu = {"metric": "translate/bleu", "margin": 0.5, "source": SOURCE}
-    pairs = {**TINY, "model.vocab": 1_000, "tokenizer.vocab": 1_000, "data.length": 96, "data.batch": 24, "steps": 3_000}
+    pairs = {**TINY, "model.vocab": 1_000, "tokenizer.vocab": 1_000, "data.length": 96, "data.batch": 8, "steps": 2_000}
     tiny = dataclasses.replace(
         nano("base", "layers_1", "dropout_0", "smoothing_0", "fresh", pretrain=pairs, translate={"limit": 300}), corpus="embedded"
     )
