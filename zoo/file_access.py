@@ -125,6 +125,16 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
 
 
+def remove_partial(path: Path) -> None:
+    """Remove the files under the `partial_path` of `path` that killed processes left; its name may be a pattern of `glob`.
+
+    Raises:
+        OSError: one cannot be removed.
+    """
+    for partial in path.parent.glob(f".{path.name}.*.partial"):
+        partial.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def open_new(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
     """Yield a new `partial_path` of `path`, and its file; it is removed at the end, unless it was renamed.

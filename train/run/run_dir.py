@@ -20,7 +20,7 @@ from zoo import configs, object_store, plugins, trust
 from zoo.configs import Objective
 from zoo.errors import BadInput, cannot_write, printable
 from zoo.fault_points import fault_point
-from zoo.file_access import LARGEST_JSON, open_new, read_regular, read_regular_text, refuse_links_out
+from zoo.file_access import LARGEST_JSON, open_new, read_regular, read_regular_text, refuse_links_out, remove_partial
 from zoo.hf import config_json
 from zoo.sha256_and_fsync import fsync
 
@@ -103,6 +103,8 @@ class RunDir:
     def claim(self, process: int = 0) -> Iterator[None]:
         """Create the run's folder if necessary, and lock it for this process until the block or the process ends.
 
+        What a killed process left of the files that are written under this lock is removed.
+
         Args:
             process: number of this process in its run. Only process 0 locks, since only it writes here.
 
@@ -119,6 +121,9 @@ class RunDir:
                 self.path.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(_lock(self.path))
                 (self.path / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+                # Only these: an evaluation may be writing its results now, which have another lock.
+                for file in (self.config, self.scores, self.failure, self.rollouts / "*.jsonl"):
+                    remove_partial(file)
             except TimeoutError:
                 raise _in_use(self.path) from None
             except OSError as error:

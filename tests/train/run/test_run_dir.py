@@ -44,6 +44,7 @@ from train.run.run_dir import (
 from train.run.run_identity import identity_differences
 from zoo import configs
 from zoo.errors import BadInput
+from zoo.file_access import partial_path
 
 NANO = configs.find_size("gpt-nano")[1].config
 RUN = Run(recipe="gpt-nano", model=NANO, options=CausalOptions(), data=CausalData())
@@ -57,6 +58,17 @@ def test_a_claim_of_process_0_ends_with_its_block_and_also_by_an_exception(tmp_p
         raise KeyError
     with folder.claim(), pytest.raises(BadInput, match="in use"), folder.claim():
         pass
+
+
+def test_a_claim_removes_what_a_killed_process_left_of_the_files_under_its_lock(tmp_path: Path) -> None:
+    folder = RunDir(tmp_path / "run")
+    folder.rollouts.mkdir(parents=True)
+    rollout = folder.rollouts / "00000001.jsonl"
+    kept = [folder.config, rollout, partial_path(folder.evaluations)]
+    for file in (*kept, partial_path(folder.config), partial_path(rollout)):
+        file.write_text("{")
+    with folder.claim():
+        assert {file for file in folder.path.rglob("*") if file.is_file()} == {*kept, folder.path / "run.lock"}
 
 
 HOLD = """
