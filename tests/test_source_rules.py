@@ -143,7 +143,9 @@ def subpackage(name: str) -> str:
 def import_cycles(imported: Mapping[str, set[str]]) -> list[str]:
     """Return the subpackages that import themselves by way of others. `imported`: subpackage -> those that it imports."""
     reached = {name: set(others) - {name} for name, others in imported.items()}
-    for _ in reached:
+    size = 0
+    while (total := sum(map(len, reached.values()))) > size:
+        size = total
         for others in reached.values():
             others.update(*(reached.get(other, ()) for other in tuple(others)))
     return sorted(name for name, others in reached.items() if name in others)
