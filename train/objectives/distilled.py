@@ -34,7 +34,7 @@ class Distilled(StudentObjective, Masked):
     def initial_params(self, model: Model, params: Any) -> Any:
         """Return `params`, or if None the teacher's embeddings, head, and evenly spaced layers, including the first and the last.
 
-        A teacher that has its layers in several stacks gives its embeddings and head alone, and such a student takes no others.
+        A student takes no layers of a teacher of another structure: ModernBERT's first layer is in a stack of its own.
 
         From 12 layers, a student of 6 takes 0, 2, 4, 7, 9 and 11, as the released one did. With `fresh` the result is `params` in
         either case: None stands for random parameters.
@@ -43,18 +43,13 @@ class Distilled(StudentObjective, Masked):
         assert teacher is not None
         if params is not None or teacher.params is None:
             return params
-        teacher_layers = teacher.model.config.layers
-        layers = student_layers(teacher_layers, model.config.layers)
+        layers = student_layers(teacher.model.config.layers, model.config.layers)
 
         def initial(teacher_params: Any) -> Any:
             leaves = {sharding.path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(teacher_params)}
-            # The layers of ModernBERT are two stacks, of which neither has all of them.
-            partial = {path for path, leaf in leaves.items() if path.startswith("layers/") and len(leaf) != teacher_layers}
-            leaves = {
-                path: leaf[jnp.asarray(layers)] if path.startswith("layers/") else leaf
-                for path, leaf in leaves.items()
-                if path not in partial
-            }
+            first = int(any(path.startswith("first/layers/") for path in leaves))
+            others = jnp.asarray(layers[first:], int) - first
+            leaves = {path: leaf[others] if path.startswith("layers/") else leaf for path, leaf in leaves.items()}
 
             def take(keys: Any, fresh: jax.Array) -> jax.Array:
                 leaf = leaves.get(sharding.path_of(keys), fresh)

@@ -162,6 +162,14 @@ def test_a_student_takes_no_layers_from_a_part_of_its_teachers() -> None:
     np.testing.assert_array_equal(begun["embed"]["tokens"]["embedding"], given["embed"]["tokens"]["embedding"])
 
 
+def test_a_student_of_modernbert_takes_layers_of_both_stacks() -> None:
+    teacher, student = small("modernbert", layers=4), small("modernbert", layers=2)
+    given = random_params(teacher)
+    begun = Distilled(Teacher(teacher, given, TripleLoss(teacher="x"), given, MESH)).initial_params(student, None)
+    last = given | {"layers": jax.tree.map(lambda leaf: leaf[-1:], given["layers"])}
+    chex.assert_trees_all_equal(begun, last)
+
+
 def test_a_fresh_student_begins_with_the_random_parameters_of_its_seed() -> None:
     student, params, goal = pair(fresh=True)
     assert goal.initial_params(student, None) is None
