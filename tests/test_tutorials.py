@@ -15,6 +15,7 @@ from tests.support.processes import ROOT, clean_environment
 
 TUTORIALS = ROOT / "docs" / "tutorials"
 PAGES = sorted(TUTORIALS.glob("*.md"))
+SHORT = "translate"
 COMMANDS = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
 """What runs a block of each language, which is the last argument."""
 REQUIREMENT = "transformer-zoo @ https://host.invalid/transformer_zoo.whl"
@@ -48,8 +49,10 @@ def run_blocks(text: str, folder: Path) -> None:
             pytest.fail(f"this block ended with {done.returncode}:\n{block}\nIts output:\n{done.stdout}", pytrace=False)
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, id=page.stem, marks=pytest.mark.full if page.stem == SHORT else pytest.mark.slow) for page in PAGES],
+)
 def test_the_blocks_of_a_tutorial_run(page: Path, tmp_path: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert any("zoo " in block for _, block in blocks(text))

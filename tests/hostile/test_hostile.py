@@ -60,7 +60,7 @@ def test_one_case_of_each_promise() -> None:
     assert [str(result) for result in results if result.problems] == []
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_every_case() -> None:
     """Each case with a quick command, and every command; a few of the cases that other tests have too."""
     cases = [case for case in CASES if case.name not in KNOWN and (case not in SHARED or SHARED.index(case) % 6 == 0)]
@@ -70,7 +70,7 @@ def test_every_case() -> None:
     assert [str(result) for result in results if result.problems] == []
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_every_command_ends_as_declared_on_an_intact_argument() -> None:
     """Otherwise a hostile case would be refused for another reason."""
     results = [*matrix.run_all([Trial(command, None) for command in COMMANDS], JOBS)]
@@ -172,6 +172,7 @@ MISTAKES: dict[Callable[[], Any], str] = {
 """What a command must not do -> the problem that is reported."""
 
 
+@pytest.mark.slow
 @pytest.mark.planted(len(MISTAKES))
 def test_everything_that_a_command_must_not_do_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matrix, "IDLE", 2.0)

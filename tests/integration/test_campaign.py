@@ -28,7 +28,7 @@ CHEAP = [
 ]
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_cheap_rows_pass_and_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Half a minute of the campaign; `python -m tests.campaign` runs all rows."""
     assert campaign.main(["--minutes", "0.5", "--out", str(tmp_path / "out"), "--rows", *CHEAP]) == 0

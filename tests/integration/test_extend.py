@@ -30,6 +30,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("text.txt").write_text(runs.text())
 
 
+@pytest.mark.full
 @pytest.mark.planted
 def test_an_extended_run_with_a_constant_rate_is_the_longer_run_whenever_it_is_killed(capsys: pytest.CaptureFixture) -> None:
     """Killed after config.json is written, before the first new checkpoint, and before the score; the order of the data, the
@@ -88,6 +89,7 @@ def test_what_cannot_be_extended_is_refused_in_one_line(capsys: pytest.CaptureFi
     assert_refused(capsys, tmp_path, cases)
 
 
+@pytest.mark.slow
 def test_a_run_in_a_store_is_extended_on_another_machine(
     place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -104,6 +106,7 @@ def test_a_run_in_a_store_is_extended_on_another_machine(
     assert json.loads(place.store("moved").read("scores.json"))["step"] == 16
 
 
+@pytest.mark.slow
 def test_a_fork_with_a_decay_is_the_run_that_would_have_had_it(capsys: pytest.CaptureFixture) -> None:
     """A run at a constant rate, continued from step 8 with a decay in four steps, has the state of a run of 12 steps with that
     decay, and the data that follow; also if it is killed before its first checkpoint."""

@@ -45,7 +45,7 @@ def ended(process: subprocess.Popen[str]) -> Ended:
     return Ended(process.returncode, out, err)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.planted
 def test_a_worker_that_holds_the_lock_of_python_is_found_and_the_group_continues_with_the_same_bits() -> None:
     """No thread of it runs any more."""
@@ -81,7 +81,7 @@ def test_a_stopped_worker_ends_the_group_with_one_line() -> None:
     assert gone(pids)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.planted
 def test_a_run_of_one_process_that_is_stuck_ends_itself_and_continues() -> None:
     run = Training(home(), "alone")

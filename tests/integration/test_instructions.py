@@ -26,7 +26,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_conversations_are_learned_and_answered(capsys: pytest.CaptureFixture[str], place: Path) -> None:
     run = trained("sft", words(f"sft {FLAGS} --data.paths chat.jsonl --steps 160"))
     assert losses(run)[-1] < 0.2 * losses(run)[0]

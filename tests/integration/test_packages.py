@@ -83,6 +83,7 @@ def test_the_packages_have_the_files_of_the_product() -> None:
     assert packages.wrong_source_files(packages.source_files(source) - {"LICENSE"}) == ["LICENSE"]
 
 
+@pytest.mark.slow
 def test_commands_of_an_installed_wheel_work_outside_of_the_checkout(installed: Installed) -> None:
     where = installed.run("python", "-c", "import zoo, train, eval, benchmarks; print(zoo.__file__, eval.__file__)")
     assert all(str(installed.environment) in name for name in where.stdout.split()) and str(ROOT) not in where.stdout

@@ -92,7 +92,7 @@ def assert_same_chain(chain: Chain) -> None:
         assert not phase.left_over()
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_killed_between_two_phases_and_inside_a_save_phases_end_with_the_same_bits() -> None:
     first, second, third = (read_config(phase.folder) for phase in unharmed().phases)
     assert [run.model.global_base for run in (first, second, third)] == [1e4, 1.6e5, 1.6e5]

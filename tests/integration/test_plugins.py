@@ -335,7 +335,7 @@ def test_a_hook_ends_a_run_with_a_reason(tmp_path: Path, capsys: pytest.CaptureF
         assert again.code == 0 and "runs/short is finished" in again.stdout + again.stderr, again
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_the_commands_of_the_page_train_resume_and_evaluate(example: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In this process, as short runs."""
     Path("text.txt").write_text("Call me Ishmael.\nSome years ago\n")

@@ -51,7 +51,7 @@ MODELS = {
     "labels": f"finetune-classification --init runs/xlnet {VALIDATED} --data.paths labels.tsv",
 }
 BEGINNINGS = {"distilbert": "bert", "gpt-student": "llama", "t5-student": "t5", "pairs": "t5", "labels": "xlnet"}
-FAST, SLOW = ("bert",), ("left-to-right", "decoder", "both-ways", "denoising")
+FAST, FULL = ("bert",), ("distilbert", "llama", "t5", "xlnet")
 TERMS = {
     "bert": {"masked", "next"},
     "distilbert": {"masked", "soft", "cosine"},
@@ -59,7 +59,7 @@ TERMS = {
     "t5-student": {"denoising", "soft"},
 }
 """Terms of the losses that have several."""
-MESHES = dict.fromkeys(("distilbert", "gpt-student", "modernbert", "llama"), pytest.mark.full) | {"t5": pytest.mark.slow}
+MESHES = {"gpt-student": pytest.mark.full} | dict.fromkeys(("distilbert", "modernbert", "llama", "t5"), pytest.mark.slow)
 """Runs that are repeated on a mesh: two with a teacher; one with two stacks of layers; one with grouped heads; and T5, whose
 gradients test_encoder_decoders.py compares."""
 
@@ -76,7 +76,7 @@ def run(name: str) -> Path:
 
 
 def some(*names: str) -> list[Any]:
-    tiers = {name: pytest.mark.slow if name in SLOW else pytest.mark.full for name in names if name not in FAST}
+    tiers = {name: pytest.mark.full if name in FULL else pytest.mark.slow for name in names if name not in FAST}
     return [pytest.param(name, marks=tiers.get(name, ())) for name in names]
 
 

@@ -111,7 +111,7 @@ def test_killed_at_random_moments() -> None:
     assert_same(run, unharmed)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.planted(3)
 def test_a_run_with_damaged_checkpoints_that_is_interrupted_and_killed_while_it_saves_ends_with_the_same_bits() -> None:
     """The three newest are damaged, each in its own way: the one before them is used, and every loss is reported. Then a closed
@@ -242,7 +242,7 @@ def test_steps_that_are_not_finite_are_skipped_and_never_saved() -> None:
     assert all(np.isfinite(leaf).all() for state in states.values() for leaf in state.values())
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_spikes_are_skipped_at_the_same_steps_after_a_kill_and_in_two_processes() -> None:
     """What decides about them is in the checkpoint. At such a low learning rate the losses are noise around a line, which is
     enough for a spike so close to their mean."""
@@ -286,7 +286,7 @@ def kill_one_of_two(run: Training, step: int) -> None:
         assert gone(workers)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_killed_process_ends_the_group_and_other_devices_go_on_with_the_next_sample() -> None:
     """Begun on four devices of one process, continued in two processes and ended on two slices that divide positions too."""
     run = reference().copied("elastic", EVERY)
@@ -356,7 +356,8 @@ IN_ROLLOUTS = {"train.rollout": 5, "train.judge": 4, "checkpoint.rename": 1}
 """Fault point -> the pass at which a run is killed: in the second rollout, each of which has three batches, and in a save."""
 
 
-@pytest.mark.parametrize("recipe", [pytest.param("rloo", marks=pytest.mark.full), pytest.param("ppo", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["rloo", "ppo"])
 def test_a_run_killed_while_it_samples_judges_and_saves_ends_with_the_same_bits(recipe: str) -> None:
     one = {"devices": 1}
     passes = IN_ROLLOUTS if recipe == "rloo" else {"train.rollout": 2, "train.judge": 2, "checkpoint.rename": 1}

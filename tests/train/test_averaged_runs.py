@@ -73,6 +73,7 @@ def test_the_best_checkpoint_has_the_average() -> None:
     assert main.main(["audit", "runs/best", "--steps", "0"]) == 0
 
 
+@pytest.mark.slow
 def test_averages_of_several_widths_are_kept_and_others_are_made_from_them(capsys: pytest.CaptureFixture[str]) -> None:
     run = train("widths", "--optim.average-widths", "0.05", "0.1", "--checkpoint.every", "1", "--checkpoint.keep", "8")
     state = run.state()

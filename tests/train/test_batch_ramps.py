@@ -35,6 +35,7 @@ def train(name: str, *flags: str) -> Training:
     return Training(Path.cwd(), name)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("_folder")
 def test_a_run_whose_batches_grow_is_counted_and_continues_after_a_kill_and_in_a_fork(capsys: pytest.CaptureFixture[str]) -> None:
     reference = train("reference")

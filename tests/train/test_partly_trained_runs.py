@@ -136,7 +136,7 @@ def test_a_run_whose_checkpoints_contain_its_frozen_parameters_is_refused(
             assert "has another state: " in message or "base: missing; " in message
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.planted(2)
 @pytest.mark.parametrize("source", PARTIAL)
 def test_a_run_resumes_with_the_same_bits_and_with_its_own_base(

@@ -31,6 +31,7 @@ def parameters(source: str) -> dict[str, np.ndarray]:
     return {path_of(keys): np.asarray(leaf) for keys, leaf in leaves}
 
 
+@pytest.mark.full
 def test_a_run_is_resumed_exported_and_audited_with_the_parameters_of_its_model(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["train", "gpt-nano", *FLAGS, "--name"]
     assert main.main([*command, "reference"]) == 0

@@ -23,7 +23,7 @@ FOUND = {
 """Forgery -> a check that fails."""
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.planted(len(FOUND))
 def test_the_shortest_audit_notices_forgeries_of_what_is_scored() -> None:
     for name, check in FOUND.items():

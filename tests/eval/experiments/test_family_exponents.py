@@ -63,7 +63,7 @@ def test_another_exponent_of_a_family_is_detected() -> None:
     assert entries[2]["estimate"] == pytest.approx(0.2, abs=0.03)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [2, 3])
 @pytest.mark.parametrize("other", [EVEN, STEEPER], ids=["equal", "at the margin"])
 def test_the_judge_gives_few_false_verdicts(other: ParametricLoss, seeds: int) -> None:

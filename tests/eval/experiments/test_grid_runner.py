@@ -250,7 +250,7 @@ def kill(process: subprocess.Popen[bytes], pause: float | None = None) -> None:
     assert gone(started), "a run outlived its engine"
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_signal_and_kills_of_the_engine_and_of_a_run_change_nothing(tmp_path: Path) -> None:
     """Two runs of a complete grid are repeated. The first one is stopped by SIGTERM to the engine, continued and killed; then the
     engine is killed during the second one."""

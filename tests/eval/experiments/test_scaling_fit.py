@@ -38,7 +38,7 @@ def test_the_exponent_of_synthetic_losses_is_judged(alpha: float, beta: float, e
     assert low < beta / (alpha + beta) < high and high - low < 0.25
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("alpha", "beta", "claim"), [(0.2, 0.3, "chinchilla"), (0.1258, 0.34013, "below_kaplan"), (0.34, 0.34, "prediction")]
 )

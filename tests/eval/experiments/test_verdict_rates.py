@@ -47,7 +47,7 @@ def test_a_grid_has_a_false_verdict_in_at_most_one_of_twenty_cases(grids: Grids)
     assert false_rate(grids) <= LIMIT + sampling_error(grids)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_the_table_of_the_documentation() -> None:
     """The one row above 5% is the one that the documentation names: no test of means with five seeds holds there."""
     above = [title for title, rate in simulated_grids.table_rows() if rate > LIMIT + sampling_error(Grids()) + 0.001]

@@ -70,7 +70,7 @@ def start(folder: Path, *argv: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, "-m", "zoo.cli", *argv], cwd=folder, env=environment, stdout=log, stderr=log)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.planted(3)
 def test_a_killed_sweep_continues_in_two_processes_and_prunes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "book.txt").write_text(BOOK)

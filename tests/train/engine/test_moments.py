@@ -149,8 +149,14 @@ def leaf_bytes(state: State) -> dict[str, bytes]:
     return {path_of(keys): np.asarray(leaf).tobytes() for keys, leaf in jax.tree_util.tree_leaves_with_path(state)}
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("name", [name for name in optimizers.DIRECTIONS if name != "soap"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.full if name == "adamw" else pytest.mark.slow)
+        for name in optimizers.DIRECTIONS
+        if name != "soap"
+    ],
+)
 def test_all_moments_of_every_optimizer_are_bfloat16(name: Any) -> None:
     run = run_of(name=name, moments="bfloat16", schedule="constant")
     state = trained(run, 1)
@@ -219,7 +225,7 @@ def test_a_loop_over_layers_updates_as_all_at_once(name: Any, monkeypatch: pytes
         assert all(same)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])
 def test_moments_on_the_host_leave_each_number_as_it_is(kind: Any) -> None:
     """A CPU has such memory, and a step with it has the bits of one without; a mesh changes rounding errors only."""

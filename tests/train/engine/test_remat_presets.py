@@ -32,7 +32,7 @@ def documented_order() -> list[str]:
     return re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_temporaries_are_ordered_as_documented_and_products_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan checks its FLOPs: those that it counts in the compiled program are those of the model and of recomputation."""
     benchmark_steps.hurry_plans(monkeypatch)

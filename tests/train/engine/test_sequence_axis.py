@@ -36,7 +36,7 @@ MESHES = {
 FAST = [*((family, "all_to_all", "sequence=2,fsdp=2,tensor=2") for family in BODIES), ("bert", "ring", "sequence=4")]
 RINGS = {"gpt": list(MESHES), "gpt_oss": list(MESHES), "t5": list(MESHES)}
 CASES = [
-    pytest.param(*case, marks=() if case in FAST else pytest.mark.full)
+    pytest.param(*case, marks=() if case in FAST else pytest.mark.slow)
     for family in models.families()
     for form, meshes in (("all_to_all", MESHES), ("ring", RINGS.get(family, ["sequence=4"])))
     for case in ((family, form, mesh) for mesh in meshes)
@@ -158,7 +158,7 @@ def temporaries(family: str, form: str, devices: int, length: int = 16384) -> in
     return memory.temp_size_in_bytes
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "form"), [("gpt", "all_to_all"), ("bert", "all_to_all"), ("gpt", "ring"), ("bert", "ring")])
 def test_memory_of_activations_is_divided(family: str, form: str) -> None:
     alone = temporaries(family, form, 1)

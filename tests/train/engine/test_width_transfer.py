@@ -208,7 +208,7 @@ def test_changes_of_a_gpt_do_not_depend_on_its_width() -> None:
         assert not np.allclose(changes_of("gpt", 256, 64, options, change=mistake), base, rtol=TOLERANCE)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_rules_hold_with_each_optimizer(name: str) -> None:
     options = optimizer("gpt", name)
@@ -217,7 +217,7 @@ def test_rules_hold_with_each_optimizer(name: str) -> None:
     assert max(changes_of("gpt", 256, None, options) / base) > 1.5
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize("family", coordinate_check.FAMILIES)
 def test_changes_do_not_depend_on_the_width(family: str) -> None:
     by_rules, standard = (

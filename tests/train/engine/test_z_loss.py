@@ -111,7 +111,7 @@ def test_with_a_teacher_it_is_that_of_the_student() -> None:
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("name", ["causal", pytest.param("masked", marks=pytest.mark.full)])
+@pytest.mark.parametrize("name", ["causal", pytest.param("masked", marks=pytest.mark.slow)])
 def test_objectives_of_tokens_have_it(name: str) -> None:
     changes = {"model": dataclasses.replace(BERT, task="masked"), "tokenizer": Tokenizer(kind="wordpiece", vocab=BERT.vocab)}
     run = tiny.run(name, **(changes if name == "masked" else {}))

@@ -85,7 +85,7 @@ def greedy_ids(net: Model, params: Any) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.planted
-@pytest.mark.parametrize("families", [FAST, pytest.param(OTHERS, marks=pytest.mark.full)])
+@pytest.mark.parametrize("families", [FAST, pytest.param(OTHERS, marks=pytest.mark.slow)])
 def test_programs_have_the_bits_and_tokens_of_the_zoo(families: tuple[str, ...], tmp_path: Path) -> None:
     """Two sizes from the same file; greedy tokens are those of the generator. Another number in a weight is noticed."""
     jobs, expected, changed, texts = [], [], [], []

@@ -196,7 +196,7 @@ DIVISIONS: dict[str, dict[str, Any]] = {
     "data=8": {"mesh": run_config.Mesh(data=8)},
 }
 FAST = ("4 micro-batches", "data=8, 2 micro-batches")
-STEP_CASES = [pytest.param(name, marks=() if name in FAST else pytest.mark.full) for name in DIVISIONS]
+STEP_CASES = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in DIVISIONS]
 
 
 def batch_of(options: Embedding, rows: int = 16) -> Batch:
@@ -240,7 +240,7 @@ def test_losses_and_gradients_do_not_depend_on_the_division(case: str) -> None:
     assert losses[-1] < losses[0] and abs(float(gradient["temperature"]["log_scale"])) > 1e-4
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["cosent", "angle", "cosine"])
 def test_scores_of_pairs_are_learned_alike_from_micro_batches(loss: Any) -> None:
     # An angle is a difference of sums, whose rounding is greater than theirs.

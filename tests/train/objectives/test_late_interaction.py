@@ -155,7 +155,7 @@ DIVISIONS: dict[str, dict[str, Any]] = {
     "data=2, fsdp=2, tensor=2, 2 micro-batches": {"mesh": run_config.Mesh(data=2, fsdp=2, tensor=2), "accumulate": 2},
 }
 FAST = ("4 micro-batches", "data=8, 2 micro-batches")
-STEP_CASES = [pytest.param(name, marks=() if name in FAST else pytest.mark.full) for name in DIVISIONS]
+STEP_CASES = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in DIVISIONS]
 
 
 def first_steps(kind: type[LateInteractionObjective] = LateInteractionObjective, **changes: Any) -> Any:

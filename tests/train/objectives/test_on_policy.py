@@ -115,7 +115,7 @@ def expected(net: Any, params: Any, teacher: tuple[Any, Any], texts: Batch, opti
     return jax.value_and_grad(loss)(params)
 
 
-CASES = [("gpt", "llama"), pytest.param("t5", "t5", marks=pytest.mark.full)]
+CASES = [("gpt", "llama"), pytest.param("t5", "t5", marks=pytest.mark.slow)]
 
 
 @pytest.mark.planted(2)
@@ -239,7 +239,7 @@ def test_the_last_response_of_a_conversation_is_sampled_and_what_is_before_it_st
 # --- Runs -----------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_run_ends_with_the_same_bits_when_it_is_stopped(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

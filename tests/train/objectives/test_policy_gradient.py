@@ -218,7 +218,7 @@ DIVISIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DIVISIONS)
 def test_a_step_does_not_depend_on_micro_batches_and_devices(name: str) -> None:
     alone, divided = first_step(), first_step(**DIVISIONS[name])

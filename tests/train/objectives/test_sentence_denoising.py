@@ -284,7 +284,7 @@ DIVISIONS: dict[str, dict[str, Any]] = {
     "pmap": {"mesh": run_config.Mesh(data=8), "engine": "pmap"},
 }
 FAST = ("4 micro-batches", "data=2, fsdp=2")
-STEP_CASES = [pytest.param(name, marks=() if name in FAST else pytest.mark.full) for name in DIVISIONS]
+STEP_CASES = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in DIVISIONS]
 
 
 def first_steps(kind: type[DenoisedSentences] = DenoisedSentences, **changes: Any) -> Any:

@@ -41,12 +41,12 @@ CASES = [
     pytest.param("text_to_text", "transformer", "t5"),
     pytest.param("distilled", "distilbert", "bert"),
     pytest.param("permutation", "xlnet", "xlnet"),
-    pytest.param("distilled", "modernbert", "modernbert", marks=pytest.mark.full),
+    pytest.param("distilled", "modernbert", "modernbert", marks=pytest.mark.slow),
     pytest.param("instruction", "llama", "gpt_oss", marks=pytest.mark.full),
-    pytest.param("denoising", "t5", "t5", marks=pytest.mark.full),
+    pytest.param("denoising", "t5", "t5", marks=pytest.mark.slow),
 ]
 """An objective, the family of the student, and that of the teacher."""
-GRADIENTS = [CASES[0], *(pytest.param(*case.values, marks=pytest.mark.full) for case in CASES[1:3])]
+GRADIENTS = [CASES[0], *(pytest.param(*case.values, marks=pytest.mark.slow) for case in CASES[1:3])]
 
 
 def batch(net: Model) -> Batch:

@@ -62,7 +62,7 @@ def prepared(folder: Path, name: str = "policy_gradient", **options: Any) -> run
     )
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_run_ends_with_the_same_bits_when_it_is_stopped(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -150,7 +150,7 @@ def test_a_run_without_a_signal_ends_at_the_same_step_when_it_is_stopped_and_sta
     assert "stopped is finished" in out and "compiling the step" not in out and saved[-1] == "00000006"
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_run_of_ppo_continues_with_its_value_head_and_exports_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A run that stopped ends with the bits of one that did not; adapters train beside the head."""
     monkeypatch.chdir(tmp_path)

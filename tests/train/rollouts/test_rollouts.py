@@ -219,7 +219,7 @@ def test_positions_that_count_padding_are_noticed(monkeypatch: pytest.MonkeyPatc
         feed().batch(0, params())
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "family", "function"),
     [("policy_gradient", "gpt", low_ids), ("ppo", "gpt", low_ids), ("policy_gradient", "transformer", references)],

@@ -158,7 +158,7 @@ def test_seconds_that_no_run_records_are_refused_by_name(what: str, tmp_path: Pa
     assert run_seconds(metrics_file.read_starts(folder)) == {"steps": 1.0}
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_the_time_of_a_run_that_was_killed_twice_is_complete() -> None:
     run = Training(home(), "killed-twice", ("--steps", "28", "--checkpoint.every", "7"))
     lost = []

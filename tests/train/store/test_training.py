@@ -57,7 +57,7 @@ def test_a_run_that_moves_to_another_machine_ends_with_the_same_bits(
     assert done.code == 2 and "holds another run" in done.stderr
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_readers_accept_a_run_in_a_store(place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     move_to("first", monkeypatch)
     for out in ("runs", place.uri):

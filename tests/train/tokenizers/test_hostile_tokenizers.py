@@ -95,7 +95,7 @@ tokenizer.encode("aaaa")
 """
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.planted(3)
 @pytest.mark.parametrize("name", ["charsmap-size", "unigram-long", "replace-doubling"])
 def test_without_the_check_the_library_ends_the_process(name: str) -> None:

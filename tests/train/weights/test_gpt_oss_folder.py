@@ -73,7 +73,7 @@ def test_a_released_folder_is_imported_and_its_export_is_the_same(capsys: pytest
         assert auto(folder)(TEXT)["input_ids"] == original.tokenizer.encode(TEXT).tolist()
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_released_folder_generates_and_is_trained(capsys: pytest.CaptureFixture[str], place: Path) -> None:
     """Text and answers in the harmony format are the same from the folder, its import, and a run that it initializes."""
     if not (place / "models").exists():

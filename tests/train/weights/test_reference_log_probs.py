@@ -171,7 +171,7 @@ def test_a_reward_model_is_refused_and_preferences_have_no_samples(tmp_path: Pat
     assert samples.preview_continuation(NET, PARAMS, MESH, inputs(), **options) == "" and not (tmp_path / "samples.json").exists()
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dpo", "kto"])
 def test_a_resumed_run_has_the_same_reference_and_refuses_another(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -251,7 +251,7 @@ def test_a_step_does_not_depend_on_micro_batches_and_devices(division: str) -> N
     assert_equal_gradients(gradient, alone[1])
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_runs_continue_with_the_same_bits_and_with_all_tokens_are_those_with_the_teacher(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -133,8 +133,10 @@ def test_a_mistake_in_the_chunks_is_noticed(mistake: str, monkeypatch: pytest.Mo
     assert {name for name, (error, bound) in errors.items() if not error <= bound} == arrays
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("case", supported())
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.slow if index % 4 else pytest.mark.full) for index, case in enumerate(supported())],
+)
 def test_the_kernels_agree_with_the_definition(case: str) -> None:
     result = check(case)
     assert result.ok, result
@@ -259,7 +261,7 @@ FAST_MISTAKES = ("no gradient of the bias far from the diagonal", "no gradient o
 
 @pytest.mark.planted
 @pytest.mark.parametrize(
-    "mistake", [pytest.param(name, marks=() if name in FAST_MISTAKES else pytest.mark.full) for name in MISTAKES]
+    "mistake", [pytest.param(name, marks=() if name in FAST_MISTAKES else pytest.mark.slow) for name in MISTAKES]
 )
 def test_a_planted_mistake_is_noticed(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
     conformance._reference(NEAR, "float32")  # the mistakes are those of code that the reference uses too

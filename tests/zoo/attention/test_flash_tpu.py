@@ -145,7 +145,7 @@ iota = _flash_tpu_bodies.iota
 
 @pytest.mark.planted
 @pytest.mark.parametrize(
-    "mistake", [pytest.param(name, marks=() if name in FAST_MISTAKES else pytest.mark.full) for name in MISTAKES]
+    "mistake", [pytest.param(name, marks=() if name in FAST_MISTAKES else pytest.mark.slow) for name in MISTAKES]
 )
 @pytest.mark.usefixtures("small_blocks")
 def test_a_planted_mistake_is_noticed(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,7 +111,7 @@ def check(case: Case) -> None:
     jax.tree.map(compare, computed, expected)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FAST else pytest.mark.full) for name in CASES])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in CASES])
 def test_outputs_and_gradients_are_those_of_one_device(name: str) -> None:
     check(CASES[name])
 
@@ -190,7 +190,7 @@ def bytes_sent(mask: Mask, shape: tuple[int, int, int, int, int], devices: int) 
     return sum(one.run.times * one.bytes_sent for one in sent) / layers
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [2, 8])
 @pytest.mark.parametrize("mask", [Mask(), Mask(causal=True)], ids=["full", "causal"])
 def test_bytes_follow_the_formula(mask: Mask, devices: int) -> None:

@@ -68,7 +68,7 @@ def continued(family: str, reread: int = 0) -> Any:
 @pytest.mark.planted
 @pytest.mark.parametrize(
     ("family", "reread"),
-    [("gpt", 0), ("xlnet", 1), *(pytest.param(family, 0, marks=pytest.mark.full) for family in GENERATORS if family != "gpt")],
+    [("gpt", 0), ("xlnet", 1), *(pytest.param(family, 0, marks=pytest.mark.slow) for family in GENERATORS if family != "gpt")],
 )
 def test_a_cache_that_grows_gives_the_tokens_of_one_that_has_all_slots(
     family: str, reread: int, monkeypatch: pytest.MonkeyPatch

@@ -67,7 +67,7 @@ alone = functools.cache(functools.partial(train, mesh=ONE))
 
 
 @pytest.mark.parametrize(
-    "mesh", [name if name.startswith("expert=2") else pytest.param(name, marks=pytest.mark.full) for name in MESHES]
+    "mesh", [name if name.startswith("expert=2") else pytest.param(name, marks=pytest.mark.slow) for name in MESHES]
 )
 def test_losses_and_gradients_are_the_same_on_every_mesh(mesh: str) -> None:
     losses, terms, gradient = train(**MESHES[mesh])

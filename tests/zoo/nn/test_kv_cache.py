@@ -83,7 +83,7 @@ def decoded(net: Model, params: Any, batch: Batch, cuts: tuple[int, ...], *, spl
     return np.concatenate(states, 1), cache
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family",
     [
@@ -129,14 +129,14 @@ def leaky(net: Model, params: Any, batch: Batch, changes: dict[str, Any]) -> np.
     [
         ("gpt", {}),
         ("t5", {"architecture": "shared"}),
-        pytest.param("t5", {}, marks=pytest.mark.full),
-        pytest.param("t5", {"architecture": "decoder"}, marks=pytest.mark.full),
-        pytest.param("ettin_decoder", {}, marks=pytest.mark.full),
-        pytest.param("gpt_oss", {}, marks=pytest.mark.full),
-        pytest.param("llama", {}, marks=pytest.mark.full),
-        pytest.param("nanochat", {}, marks=pytest.mark.full),
-        pytest.param("transformer", {}, marks=pytest.mark.full),
-        pytest.param("xlnet", {}, marks=pytest.mark.full),
+        pytest.param("t5", {}, marks=pytest.mark.slow),
+        pytest.param("t5", {"architecture": "decoder"}, marks=pytest.mark.slow),
+        pytest.param("ettin_decoder", {}, marks=pytest.mark.slow),
+        pytest.param("gpt_oss", {}, marks=pytest.mark.slow),
+        pytest.param("llama", {}, marks=pytest.mark.slow),
+        pytest.param("nanochat", {}, marks=pytest.mark.slow),
+        pytest.param("transformer", {}, marks=pytest.mark.slow),
+        pytest.param("xlnet", {}, marks=pytest.mark.slow),
     ],
 )
 def test_layers_that_are_split_decode_as_their_stack(family: str, changes: dict[str, Any]) -> None:

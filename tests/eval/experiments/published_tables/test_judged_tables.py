@@ -19,7 +19,7 @@ from eval.experiments.published_tables.measurements import Measurement
 from tests.support.commands import assert_refused, call, in_folder
 from tests.support.small_experiment import small_grid
 
-TABLES = pytest.mark.parametrize("count", [40, pytest.param(1000, marks=pytest.mark.full)])
+TABLES = pytest.mark.parametrize("count", [40, pytest.param(1000, marks=pytest.mark.slow)])
 METRIC = "val_loss"
 
 

@@ -154,7 +154,7 @@ def control() -> Any:
     return dataclasses.replace(small_grid().experiment.rows[2], overrides={"steps": 1})
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_kills_of_engines_and_nodes_change_nothing(tmp_path: Path) -> None:
     complete, killed = tmp_path / "complete", tmp_path / "killed"
     assert engine_kills.start_engine(complete, 1).wait(900) == 0, (complete / "printed").read_text()
