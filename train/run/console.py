@@ -31,7 +31,8 @@ class Console:
     plain text. Use it as a context manager: leaving it, also by an error, restores the terminal.
 
     A run continues when its output fails: if the reader exits (`| head`), the terminal is closed or the disk is full, a line on
-    stderr says so, nothing more is written, and training continues. Only a disk that is full before the first line is an error.
+    stderr says so, nothing more is written, and training continues. An output that cannot be written before the first line is an
+    error, except a reader that has exited.
     """
 
     def __init__(
