@@ -15,6 +15,7 @@ from eval.experiments.experiment_data import Files
 from eval.experiments.grid import Grid, build_grid, option_words
 from eval.experiments.grid_checks import check_grid
 from tests.support.small_experiment import experiment, small_grid, with_claim, with_row
+from train import objectives
 from zoo.cli.commands.train import parse_options
 from zoo.errors import BadInput
 
@@ -47,6 +48,9 @@ def test_every_row_of_every_experiment_is_a_run_of_an_equal_budget(name: str, ti
     first, second = ([node.options for node in grid.chain(rows[0].name, seed)] for seed in (0, 1))
     assert [options.keys() for options in first] == [options.keys() for options in second]
     assert grid.levels()[0][0].name == "tokenizer"
+    # Every run has the teacher that its objective needs, also the one that trains the tokenizer.
+    runs = [node.config for node in grid.nodes if not node.task]
+    assert all(run.teacher for run in runs if getattr(objectives.objective(run.objective), "NEEDS_TEACHER", False))
     assert grid.experiment.tier_claims(tier) or tier == "smoke"
 
 
