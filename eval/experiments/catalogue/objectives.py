@@ -27,7 +27,12 @@ def objectives() -> Experiment:
         _row("prefix", "predict the second part of the text", {"denoising.kind": "prefix"}, 80.69, 18.94, 77.99, 65.27, 26.86),
         _row("deshuffle", "put the tokens in order", {"denoising.kind": "deshuffle"}, 73.17, 18.59, 67.61, 58.47, 26.11),
         _row("bert", "predict the text from a masked one", {"denoising.kind": "bert"}, 82.96, 19.17, 80.65, 69.85, 26.78),
-        _row("mass", "the same without random tokens", {"denoising.kind": "mass"}, 82.32, 19.16, 80.10, 69.28, 26.79),
+        _row(
+            "mass",
+            "predict the text from a masked one, without random tokens",
+            {"denoising.kind": "mass"},
+            *(82.32, 19.16, 80.10, 69.28, 26.79),
+        ),
         _row("drop", "drop tokens and predict them", {"denoising.kind": "drop"}, 84.44, 19.31, 80.52, 68.67, 27.07),
         _row(
             "rate_50",
