@@ -13,7 +13,15 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from train.config.optim_options import Optim
-from train.engine.matrix_axes import map_local_matrices, map_matrices, matrix_kinds, matrix_sizes
+from train.engine.matrix_axes import (
+    from_matrices,
+    is_matrix,
+    map_local_matrices,
+    map_matrices,
+    matrix_kinds,
+    matrix_sizes,
+    to_matrices,
+)
 from zoo import plugins
 from zoo.errors import BadInput
 from zoo.sharding import path_of
@@ -131,15 +139,59 @@ def _sgd(cfg: Optim) -> optax.GradientTransformation:
 def _adafactor(cfg: Optim) -> optax.GradientTransformation:
     """Return factored second moments, with updates clipped to unit RMS and scaled by the parameter's RMS, without momentum.
 
-    Shazeer and Stern 2018; Raffel et al. 2020. The relative step is the schedule inverse_sqrt_flat.
+    Shazeer and Stern 2018; Raffel et al. 2020. The relative step is the schedule inverse_sqrt_flat. As in T5, the queries, keys
+    and values are parameters of their own, and so are the two kernels of a gated layer; each is a matrix of all its heads.
     """
-    single = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms())
-    # Adafactor factors the moments of one matrix, and a stacked leaf has one matrix per layer.
-    per_layer = optax.GradientTransformation(jax.vmap(single.init), jax.vmap(single.update))
-    return optax.partition(
-        {"stacked": per_layer, "single": single},
-        lambda params: jax.tree_util.tree_map_with_path(lambda keys, _: "stacked" if _is_stacked(keys) else "single", params),
-    )
+    moments = optax.scale_by_factored_rms()
+    scales = optax.chain(optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms())
+    # All tensors of a leaf have the same count.
+    axes: Any = optax.FactoredState(count=None, v_row=0, v_col=0, v=0)  # pyright: ignore[reportArgumentType]
+
+    def fields(states: Any) -> list[Any]:
+        is_state = lambda node: isinstance(node, optax.FactoredState)  # noqa: E731
+        return [jax.tree.map(lambda state, i=i: state[i], states, is_leaf=is_state) for i in range(1, 4)]
+
+    def init(params: Any) -> optax.FactoredState:
+        def of_leaf(keys: Any, leaf: jax.Array) -> optax.FactoredState:
+            state: Any = jax.vmap(moments.init, out_axes=axes)(_to_tensors(keys, leaf))
+            return state._replace(v=state.v.reshape(leaf.shape) if state.v.size == leaf.size else state.v)
+
+        return optax.FactoredState(jnp.int32(0), *fields(jax.tree_util.tree_map_with_path(of_leaf, params)))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, optax.FactoredState]:
+        def of_tensor(grad: jax.Array, state: Any, param: jax.Array) -> tuple[jax.Array, Any]:
+            direction, state = moments.update(grad, state, param)
+            return scales.update(direction, scales.init(param), param)[0], state  # pyright: ignore[reportReturnType]
+
+        def of_leaf(keys: Any, grad: jax.Array, param: jax.Array, *factors: jax.Array) -> tuple[jax.Array, Any]:
+            # A moment that is not factored is stored, and sharded, as its parameter is.
+            is_whole = factors[2].shape == grad.shape
+            row, column, second = factors[0], factors[1], _to_tensors(keys, factors[2]) if is_whole else factors[2]
+            inner = optax.FactoredState(state.count, row, column, second)
+            tensors = _to_tensors(keys, grad), inner, _to_tensors(keys, param)
+            moved, inner = jax.vmap(of_tensor, in_axes=(0, axes, 0), out_axes=(0, axes))(*tensors)
+            if is_whole:
+                inner = inner._replace(v=_from_tensors(keys, inner.v, grad.shape))
+            return _from_tensors(keys, moved, grad.shape), inner
+
+        results = jax.tree_util.tree_map_with_path(of_leaf, updates, params, *state[1:])
+        is_pair = lambda node: type(node) is tuple  # noqa: E731
+        directions, states = (jax.tree.map(lambda pair, i=i: pair[i], results, is_leaf=is_pair) for i in range(2))
+        return directions, optax.FactoredState(state.count + 1, *fields(states))
+
+    return optax.GradientTransformation(init, update)
+
+
+def _to_tensors(keys: Any, leaf: Float[Array, "*S"]) -> Float[Array, "B *T"]:
+    """Return the tensors of a leaf: its matrices, else its layers, else itself."""
+    path = path_of(keys)
+    return to_matrices(path, leaf) if is_matrix(path) else leaf if _is_stacked(keys) else leaf[None]
+
+
+def _from_tensors(keys: Any, tensors: Float[Array, "B *T"], shape: tuple[int, ...]) -> Float[Array, "*S"]:
+    """Return the leaf with these tensors; the inverse of `_to_tensors`."""
+    path = path_of(keys)
+    return from_matrices(path, tensors, shape) if is_matrix(path) else tensors.reshape(shape)
 
 
 class MuonState(NamedTuple):

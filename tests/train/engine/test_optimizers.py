@@ -256,17 +256,33 @@ def test_another_option_gives_other_parameters(name: str, changes: dict[str, Any
 
 
 def test_adafactor_factors_the_moments_of_large_matrices() -> None:
-    """The mean of each row, times that of each column, over that of all (Shazeer and Stern 2018, algorithm 4)."""
+    """The mean of each row, times that of each column, over that of all (Shazeer and Stern 2018, algorithm 4).
+
+    Queries, keys and values of a layer are three matrices, and the stacks of layers may have different depths, as in ByT5.
+    """
     rng = np.random.default_rng(0)
-    param, grad = rng.standard_normal((2, 2, 128, 130))
+    params = {
+        "encoder": {"layers": {"attention": {"qkv": {"kernel": rng.standard_normal((2, 128, 3, 2, 65))}}}},
+        "decoder": {"layers": {"mlp": {"up": {"kernel": rng.standard_normal((1, 128, 130))}}}},
+        "classifier": {"kernel": rng.standard_normal((128, 130))},
+    }
+    grads = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape), params)
+    cfg = Optim(name="adafactor", weight_decay=0.0, clip=0.0)
+
+    def matrices(leaf: Any) -> np.ndarray:
+        leaf = np.asarray(leaf)
+        return (leaf.transpose(0, 2, 1, 3, 4) if leaf.ndim == 5 else leaf).reshape(-1, 128, 130)
+
     with jax.enable_x64(True):
-        cfg = Optim(name="adafactor", weight_decay=0.0, clip=0.0)
-        moved = follow(cfg, {"layers": {"kernel": jnp.asarray(param)}}, [{"layers": {"kernel": grad}}], [1.0])
-    for before, slope, after in zip(param, grad, np.asarray(moved["layers"]["kernel"]), strict=True):
-        squares = slope**2 + 1e-30
-        update = slope / np.sqrt(np.outer(squares.mean(1), squares.mean(0)) / squares.mean())
-        update /= max(1.0, np.sqrt(np.mean(update**2)))
-        np.testing.assert_allclose(after, before - np.sqrt(np.mean(before**2)) * update, rtol=1e-9)
+        moved = follow(cfg, jax.tree.map(jnp.asarray, params), [grads], [1.0])
+    for leaves in zip(*map(jax.tree.leaves, (params, grads, moved)), strict=True):
+        for before, slope, after in zip(*map(matrices, leaves), strict=True):
+            squares = slope**2 + 1e-30
+            update = slope / np.sqrt(np.outer(squares.mean(1), squares.mean(0)) / squares.mean())
+            update /= max(1.0, np.sqrt(np.mean(update**2)))
+            np.testing.assert_allclose(after, before - np.sqrt(np.mean(before**2)) * update, rtol=1e-9)
+    state = jax.eval_shape(optim.make_optimizer(cfg).init, params)
+    assert sum(leaf.size for leaf in jax.tree.leaves(state)) < 9 * (128 + 130)
 
 
 @pytest.mark.parametrize("decayed", ["matrices", "kernels", "all"])
@@ -347,6 +363,12 @@ def test_moments_that_an_optimizer_cannot_store_are_refused() -> None:
     ):
         with pytest.raises(BadInput, match=message):
             Optim(**options)
+
+
+def test_a_decay_of_lamb_cannot_be_independent_of_the_rate() -> None:
+    """Its trust ratio scales the decay with the update, so that a decay that is divided by the rate would be all that is left."""
+    with pytest.raises(BadInput, match=r"--optim\.independent-decay True: lamb scales updates and decay together"):
+        Optim(name="lamb", independent_decay=True)
 
 
 def test_rates_that_match_nothing_or_are_no_numbers_are_refused() -> None:
