@@ -58,14 +58,14 @@ class Optim:
     schedule: Schedule = "cosine"
     """Learning-rate decay after the warm-up. wsd: constant, and the decay in the last steps."""
     warmup: int | float = 100
-    """Steps of linear warm-up from 0 (inverse_sqrt_flat: steps at the peak); a number below 1 is a share of --steps."""
+    """Steps of linear warm-up to the peak (inverse_sqrt_flat: steps at the peak); a number below 1 is a share of --steps."""
     decay_steps: int | float = 0
     """Steps of the decay, or a share of --steps below 1; at most those after the warm-up. wsd: the last ones; cosine, linear: the
     first ones after the warm-up, before a constant rate. 0 = all of them (wsd: a fifth of --steps)."""
     decay_shape: Shape = "linear"
     """Shape of the decay of wsd. sqrt: 1 - the square root of the share of the decay's steps."""
     final: float = 0.1
-    """Learning rate at the last step, as a fraction of the peak (cosine, linear, wsd)."""
+    """Learning rate that a decay ends at, one step after its last, as a fraction of the peak (cosine, linear, wsd)."""
     b1: float = 0.9
     """Decay of the first moment (adamw, stable_adamw, lamb, lion, muon, soap); share of the average in the parameters that are
     trained (schedule_free_adamw)."""
@@ -127,6 +127,8 @@ class Optim:
         fix = "choose a number above 0 and up to 1 (1 = the same rate in all layers)"
         require(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, fix)
         require(1 <= self.refresh <= 1_000_000, "optim.refresh", self.refresh, "choose 1 or more updates")
+        fix = "lamb scales updates and decay together to the norm of the tensor; leave it out"
+        require(not (self.independent_decay and self.name == "lamb"), "optim.independent_decay", self.independent_decay, fix)
         fix = "the bases of soap need float32; choose it, or another optimizer"
         require(self.moments == "float32" or self.can_round, "optim.moments", self.moments, fix)
         if self.offload and not self.can_offload:
