@@ -153,6 +153,7 @@ def test_what_cannot_be_forked_is_refused_in_one_line(capsys: pytest.CaptureFixt
             (12, *init, "--optim.name", "lion"),
             "--optim.name lion: the state of runs/done has muon; choose it, or leave --fork out",
         ),
+        ((12, *init, "--optim.clip", "0"), "--optim.clip 0.0: the state of runs/done has 1.0; choose it, or leave --fork out"),
         (
             (12, *init, "--optim.average", "0.9"),
             "--optim.average 0.9: runs/done has no average of its parameters; choose the same",

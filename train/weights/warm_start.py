@@ -11,6 +11,8 @@ from jaxtyping import Array, Float
 
 from train.checkpoints.checkpoints import Checkpoints
 from train.config import run_config
+from train.config.optim_options import Optim
+from train.engine.optimizers import INCLUDES_DECAY
 from train.engine.state import State
 from train.run.run_dir import is_run, no_checkpoint, read_config
 from train.run.run_identity import flat_options
@@ -60,6 +62,8 @@ def _check_fork(run: run_config.Run, source: run_config.Run, checkpoints: Checkp
     ramp = ("data.ramp", "data.length") if run.data.ramp or source.data.ramp else ()
     options = ("seed", "width_transfer", "data.batch", *ramp, "optim.name", "optim.moments", "spikes.sigmas", "spikes.window")
     options += ("optim.average_widths",) if run.optim.average_widths or source.optim.average_widths else ()
+    of_run, of_source = map(_switches, (run.optim, source.optim))
+    options += tuple(name for name in of_run if of_run[name] != of_source.get(name, of_run[name]))
     values, own = (
         {name: "none" if value in ("", ()) else value for name, value in flat_options(config).items()} for config in (source, run)
     )
@@ -77,6 +81,16 @@ def _check_fork(run: run_config.Run, source: run_config.Run, checkpoints: Checkp
         else f"{run.init} has no checkpoint"
     )
     require(run.fork in steps, "fork", run.fork, f"{stored}; choose one of them, or train with a larger --checkpoint.keep")
+
+
+def _switches(cfg: Optim) -> dict[str, bool]:
+    """Return options -> whether they add a part to the optimizer, which decides the places of all later parts in the state."""
+    before_average = {
+        "optim.weight_decay": cfg.weight_decay > 0 and cfg.name not in INCLUDES_DECAY,
+        "optim.rates": bool(cfg.rates),
+        "optim.layer_decay": cfg.layer_decay < 1,
+    }
+    return {"optim.clip": cfg.clip > 0} | (before_average if cfg.has_average else {})
 
 
 def forked_state(run: run_config.Run, state: State, notify: Callable[[str], None]) -> State:
