@@ -25,7 +25,7 @@ from train.rows.batches import Build
 from train.rows.row_source import digest_of
 from train.weights import reference_cache
 from train.weights.reference_log_probs import Progress, digest_of_parameters, every_process_has, numbers_of_rows
-from train.weights.teacher import load_teacher
+from train.weights.teacher import check_teacher, load_teacher, teacher_config
 from zoo.errors import BadInput
 from zoo.nn.task_heads import predicting_states
 
@@ -71,6 +71,8 @@ def add_teacher(run: Run, mesh: Mesh, inputs: Any, build: Build, cache: Path, *,
         BadInput: a teacher that cannot be loaded, cannot teach this student or has numbers that are not finite; or the disk has
             no room for them.
     """
+    # A stored file depends on the teacher, and not on the student.
+    check_teacher(run, teacher_config(run), has_head=True)
     rows, options, digest = inputs.rows, run.options.distillation, digest_of_parameters(run.teacher)
     first = build(np.random.default_rng(0), rows.row(0), rows.length)
     kind = row_type(run, len(first["targets"]))

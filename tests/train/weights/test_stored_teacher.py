@@ -143,6 +143,10 @@ def test_every_row_has_the_numbers_of_its_teacher_whatever_the_batches(tmp_path:
     (file,) = (tmp_path / "cache").iterdir()
     assert file.stat().st_size == HEADER + 11 * row_type(run, 16).itemsize == HEADER + 11 * 16 * (TOP * 2 + (TOP + 1) * 4)
     assert isinstance(extended(run, inputs, tmp_path / "cache").teacher.rows, np.memmap) and len(loads) == 1
+    # The file is of the teacher, and what the student must share with it is checked again.
+    other = dataclasses.replace(run, model=dataclasses.replace(run.model, vocab=300))
+    with pytest.raises(BadInput, match=r"--model.vocab 300: its teacher has 257; choose the same"):
+        extended(other, inputs, tmp_path / "cache")
     assert data.fingerprints()["teacher"] == data.teacher.digest
     teacher = load_model(tmp_path / "teacher", MESH)
     build = Instruction.builder(run, BYTES, data.counts)
