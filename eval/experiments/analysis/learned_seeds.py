@@ -8,6 +8,8 @@ from eval.experiments.analysis.seed_values import SeedValues, find_seed_metric, 
 
 Floor = tuple[str, float]
 """Name and value of what a model reaches that learned nothing."""
+NEXT_LOSS = "next_loss"
+"""Score that a run has if its loss is the sum of the masked loss and of that of the next sentence."""
 
 
 def strictest_floor(
@@ -33,15 +35,20 @@ def strictest_floor(
         values = seed_values(registration, cells, control, metric).values
         candidates += [(f"the control row, {control},", sum(values.values()) / len(values))] if values else []
     candidates += [(f"the floor {floor['name']}", float(floor["value"])) for floor in floors if floor["metric"] == metric]
-    baseline = find_seed_metric(score).reference or ("unigram_loss" if score == "loss" else "")
+    baseline = reported_baseline(metric)
     # The loss of word frequencies is no floor of a sum with the loss of the next sentence.
-    is_sum = score == "loss" and any(seed_values(registration, cells, row, f"{stage}/next_loss").values for row in rows)
+    is_sum = score == "loss" and any(seed_values(registration, cells, row, f"{stage}/{NEXT_LOSS}").values for row in rows)
     if baseline and not is_sum:
-        reported = [
-            value for row in rows for value in seed_values(registration, cells, row, f"{stage}/{baseline}").values.values()
-        ]
+        reported = [value for row in rows for value in seed_values(registration, cells, row, baseline).values.values()]
         candidates += [(f"the {find_seed_metric(baseline).label}", sum(reported) / len(reported))] if reported else []
     return max(candidates, key=lambda floor: sign * floor[1]) if candidates else None
+
+
+def reported_baseline(metric: str) -> str:
+    """Return the metric of the same evaluation that is what a model reaches without learning; "" if there is none."""
+    stage, score = split_metric(metric)
+    name = find_seed_metric(score).reference or ("unigram_loss" if score == "loss" else "")
+    return f"{stage}/{name}" if name else ""
 
 
 def share_of(seeds: SeedValues) -> dict[str, Any]:

@@ -57,7 +57,8 @@ def read_table(
     """Return the values in a table, and the names of its metrics.
 
     Args:
-        metrics: of the claims. Of a table with a column for each metric, no other columns are read.
+        metrics: those that are judged and what they are compared with. Of a table with a column for each metric, no other columns
+            are read.
         columns: what a column means -> its name, for names other than those of `COLUMNS`.
         where: column -> the value that a line must have in it; other lines are left out.
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from eval.experiments import preregistration
+from eval.experiments.analysis.learned_seeds import NEXT_LOSS, reported_baseline
 from eval.experiments.analysis.significance_tests import item_variance
 from eval.experiments.analysis.verdicts import claim_parts, claim_references, judge
 from eval.experiments.declaration import Claim
@@ -126,13 +127,19 @@ def _read_measurements(options: TableOptions, metrics: Sequence[str]) -> list[Me
             of_file = harness_results.read_results_folder(Path(name), options.pattern)
             names += [item.metric for item in of_file]
         else:
-            of_file, of_metrics = measurements.read_table(Path(name), metrics, options.columns, options.where)
+            of_file, of_metrics = measurements.read_table(Path(name), _with_baselines(metrics), options.columns, options.where)
             names += of_metrics
         measured += of_file
     for metric in metrics:
         measurements.require_name(metric, list(dict.fromkeys(names)), f"claim on {metric}", "metric")
     measurements.require_single_values(measured)
     return measured
+
+
+def _with_baselines(metrics: Sequence[str]) -> list[str]:
+    """Return metrics of claims, and those that say what a model reaches without learning."""
+    others = [other for metric in metrics if (other := reported_baseline(stage_metric(metric)))]
+    return [*metrics, *(name.removeprefix(f"{STAGE}/") for name in others), NEXT_LOSS]
 
 
 def _metrics_by_row(measured: Sequence[Measurement]) -> dict[str, set[str]]:

@@ -40,6 +40,16 @@ def test_the_same_values_in_every_form_are_judged_alike(tmp_path: Path, capsys: 
     assert note.startswith("Not registered here: the claims were written after the data were published")
 
 
+def test_the_loss_of_word_frequencies_is_a_floor_in_both_forms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [line.split(",") for line in LONG.splitlines()]
+    with in_folder(tmp_path):
+        table("wide.csv", "row,seed,loss,unigram_loss", *(f"{row},{seed},{value},0.9" for row, seed, _, value in rows))
+        Path("long.csv").write_text(HEAD + LONG + "".join(f"{row},{seed},unigram_loss,0.9\n" for row, seed, _, _ in rows))
+        outputs = {call(capsys, "judge", name, *CLAIM).stdout for name in ("wide.csv", "long.csv")}
+    (output,) = outputs
+    assert output.startswith("not testable, exploratory: a < b on loss") and "unigram loss (0.9)" in output
+
+
 def test_the_page_is_like_that_of_an_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with in_folder(tmp_path):
         Path("t.csv").write_text(HEAD + LONG + "c,x,loss,1\n")
