@@ -33,7 +33,8 @@ def item_errors(grid: Grid, cells: Sequence[Mapping[str, Any]], folder: Path) ->
 
     An element has `row`, `reference` and `metric`, `items` (how many there are), `item_error` (standard error of the difference
     if other items were sampled, with the same seeds) and `domains` (see `domain_differences`). There is none unless all runs of
-    both rows that have a score were scored on the same items, and their scores are the means of the outcomes.
+    both rows that have a score were scored on the same items, and their scores are the means of the outcomes. A paired claim is
+    about the seeds that both rows have.
 
     Args:
         folder: of the experiment.
@@ -51,6 +52,9 @@ def item_errors(grid: Grid, cells: Sequence[Mapping[str, Any]], folder: Path) ->
                 ]
                 for row in (claim.row, reference)
             ]
+            if claim.paired:
+                shared = {node.seed for node in sides[0]} & {node.seed for node in sides[1]}
+                sides = [[node for node in side if node.seed in shared] for side in sides]
             row, other = (
                 [run for node in side if (run := _read(node, score, scores[node.run, stage][score], folder)) is not None]
                 for side in sides
@@ -60,10 +64,9 @@ def item_errors(grid: Grid, cells: Sequence[Mapping[str, Any]], folder: Path) ->
                 key = claim.row, reference, claim.metric
                 errors[key] = dict(zip(("row", "reference", "metric"), key, strict=True))
                 values = [np.stack([_contributions(run, score) for run in side]) for side in (row, other)]
-                errors[key] |= {"items": values[0].shape[1], "item_error": math.sqrt(significance_tests.item_variance(*values))}
-                of_row, of_reference = ([node.seed for node in side] for side in sides)
-                if not claim.paired or of_row == of_reference:
-                    errors[key]["domains"] = domain_differences(row, other, score, is_paired=claim.paired)
+                variance = significance_tests.item_variance(*values, is_paired=claim.paired)
+                errors[key] |= {"items": values[0].shape[1], "item_error": math.sqrt(variance)}
+                errors[key]["domains"] = domain_differences(row, other, score, is_paired=claim.paired)
     return list(errors.values())
 
 
@@ -98,7 +101,8 @@ def domain_differences(
         values = [np.stack([_contributions(run, score, chosen) for run in side]) for side in (row, reference)]
         difference, count = test(values[0].mean(1), values[1].mean(1)), int(chosen.sum())
         if count > 1:
-            difference = difference.with_items(math.sqrt(significance_tests.item_variance(*values)), count)
+            variance = significance_tests.item_variance(*values, is_paired=is_paired)
+            difference = difference.with_items(math.sqrt(variance), count)
         estimate, half = float(difference.estimate), float(difference.half_width(0.975))
         interval = [estimate - half, estimate + half] if math.isfinite(half) and half > 0 else None
         entries.append({"domain": name, "items": count, "estimate": estimate, "interval": interval})

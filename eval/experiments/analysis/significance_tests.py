@@ -22,6 +22,8 @@ Array = Any
 """A number or an array of float64."""
 LEVEL = 0.025
 """Level of each of the two families of one-sided tests; their sum is the highest chance of a false verdict."""
+ROUNDING = 1e-12
+"""Standard deviation of values that are equal but for rounding, relative to their size."""
 MOST_SEEDS = 1_000
 NODES = 128
 """Quantiles of a sample variance over which a power is averaged; 64 give the same three digits."""
@@ -315,16 +317,20 @@ def spent_levels(looks: Sequence[int], level: float = LEVEL) -> list[float]:
 # --- items ----------------------------------------------------------------------------------------------------------------------
 
 
-def item_variance(row: Array, reference: Array) -> float:
+def item_variance(row: Array, reference: Array, *, is_paired: bool) -> float:
     """Return the variance of a mean difference that is due to the choice of items, from outcomes [seeds, items] of both rows.
 
     The variance over seeds contains that of single outcomes, which differ from seed to seed. What remains is that of the items'
     own differences (the part of MultiBERTs' bootstrap over items that its bootstrap over seeds does not have), without bias.
+
+    Args:
+        is_paired: whether the seeds of both rows belong together, in the same order. What both outcomes of a seed share is then
+            no part of the difference.
     """
     row, reference = np.asarray(row, np.float64), np.asarray(reference, np.float64)
     items = row.shape[1]
     total = (row.mean(0) - reference.mean(0)).var(ddof=1) / items
-    for side in (row, reference):
+    for side in (row - reference,) if is_paired else (row, reference):
         seeds = len(side)
         residual = side - side.mean(0) - side.mean(1, keepdims=True) + side.mean()
         total -= (residual**2).sum() / ((seeds - 1) * (items - 1)) / (seeds * items) if seeds > 1 else 0.0

@@ -233,7 +233,10 @@ def _item_errors(claims: Sequence[Mapping[str, Any]], values: Values) -> list[di
         metric = claim["metric"]
         for reference in claim_references(claim):
             key = (claim["row"], reference, metric)
-            sides = [[items for (row, _, name), items in values.items() if (row, name) == (side, metric)] for side in key[:2]]
+            numbers = [[seed for row, seed, name in values if (row, name) == (side, metric)] for side in key[:2]]
+            if claim.get("paired"):
+                numbers = [[seed for seed in numbers[0] if seed in numbers[1]]] * 2
+            sides = [[values[side, seed, metric] for seed in of_side] for side, of_side in zip(key[:2], numbers, strict=True)]
             seeds = [items for side in sides for items in side]
             if not seeds or any("" in items for items in seeds) or min(map(len, sides)) < 2:
                 continue
@@ -246,7 +249,7 @@ def _item_errors(claims: Sequence[Mapping[str, Any]], values: Values) -> list[di
             if len(names) > 1 and np.isfinite(of_row).all() and np.isfinite(of_reference).all():
                 errors[key] = dict(zip(("row", "reference", "metric"), key, strict=True)) | {
                     "items": len(names),
-                    "item_error": math.sqrt(item_variance(of_row, of_reference)),
+                    "item_error": math.sqrt(item_variance(of_row, of_reference, is_paired=bool(claim.get("paired")))),
                 }
     return list(errors.values())
 

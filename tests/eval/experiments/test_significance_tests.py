@@ -14,6 +14,7 @@ from eval.experiments.analysis.significance_tests import (
     Design,
     Difference,
     holm_adjusted,
+    item_variance,
     larger_variance_difference,
     paired_difference,
     planned_seeds,
@@ -173,27 +174,35 @@ def test_shares_are_compared_exactly() -> None:
         assert significance_tests.share_interval(learned, 5) == pytest.approx((interval.low, interval.high))
 
 
-def is_variance(estimate: Callable[..., float], draws: int = 300) -> bool:
-    """Return whether an estimate, with that over seeds, is the variance of a mean difference over other seeds and items."""
+def is_variance(estimate: Callable[..., float], shared: float = 0.0, draws: int = 300) -> bool:
+    """Return whether an estimate, with that over seeds, is the variance of a mean difference over other seeds and items.
+
+    Args:
+        shared: standard deviation of what both outcomes of a seed and an item have in common; above 0, the test is paired.
+    """
     rng, seeds, items = np.random.default_rng(3), 5, 60
     parts, differences, over_seeds = [], [], []
     for _ in range(draws):
-        difficulty = rng.normal(0, 1, items)
-        sides = [rng.normal(0, 0.1, (seeds, 1)) + share * difficulty + rng.normal(0, 2, (seeds, items)) for share in (1.0, 0.2)]
+        difficulty, common = rng.normal(0, 1, items), shared * rng.normal(size=(seeds, items))
+        noise = [rng.normal(0, 0.1, (seeds, 1)) + rng.normal(0, 2, (seeds, items)) + common for _ in range(2)]
+        sides = [share * difficulty + noise[number] for number, share in enumerate((1.0, 0.2))]
         parts.append(estimate(*sides))
         differences.append(sides[0].mean() - sides[1].mean())
-        over_seeds.append(sum(side.mean(1).var(ddof=1) / seeds for side in sides))
+        of_sides = (sides[0] - sides[1],) if shared else sides
+        over_seeds.append(sum(side.mean(1).var(ddof=1) / seeds for side in of_sides))
     return abs(np.mean(parts) + np.mean(over_seeds) - np.var(differences)) < 4 * np.var(differences) * np.sqrt(2 / draws) / 2
 
 
-@pytest.mark.planted(2)
+@pytest.mark.planted(3)
 def test_the_variance_over_items_complements_that_over_seeds() -> None:
-    assert is_variance(significance_tests.item_variance)
-    # The single outcomes counted twice, and the items left out.
+    independent, paired = (functools.partial(item_variance, is_paired=is_paired) for is_paired in (False, True))
+    assert is_variance(independent) and is_variance(paired, shared=3.0)
+    # The single outcomes counted twice, the items left out, and what both outcomes of a seed share.
     twice = lambda row, reference: (row.mean(0) - reference.mean(0)).var(ddof=1) / row.shape[1]  # noqa: E731
     assert [is_variance(wrong) for wrong in (twice, lambda *_: 0.0)] == [False] * 2
+    assert not is_variance(independent, shared=3.0)
     same = RNG.normal(size=(1, 50))
-    assert significance_tests.item_variance(np.tile(same, (3, 1)), np.zeros((3, 50))) == pytest.approx(same.var(ddof=1) / 50)
+    assert independent(np.tile(same, (3, 1)), np.zeros((3, 50))) == pytest.approx(same.var(ddof=1) / 50)
 
 
 def test_the_correlation_of_two_values_is_not_defined() -> None:
