@@ -143,13 +143,22 @@ def render_comparison(comparison: Comparison, width: int | None = None) -> str:
 
 
 def comparison_notices(rows: Sequence[ComparisonRow]) -> list[str]:
-    """Return reasons to doubt the comparison: runs that learned nothing, missing parents, unequal text, rows of a single seed."""
+    """Return reasons to doubt the comparison.
+
+    They are runs that learned nothing, missing parents, unequal text, rows of a single seed, and seeds that are all equal.
+    """
     runs = [run for row in rows for run in row.runs]
     names = _names(rows)
     single = [name for name, row in zip(names, rows, strict=True) if row.independent == 1] if len(rows) > 1 else []
     seeds = [f"a single seed, so it is not known how much another would change: {', '.join(single)}; add runs of other --seed"]
     learned = [f"{run.path}: {line}" for run in runs for line in metric_definitions.score_notices(run.scores)]
-    return [*learned, *(line for run in runs for line in run.notices()), *unlike_text(runs), *(seeds if single else [])]
+    equal = [
+        f"{name}: no interval and no test of {metric}, because all seeds have the same values; check that they differ"
+        for name, row in zip(names, rows, strict=True)
+        for metric, difference in (row.difference or {}).items()
+        if difference.half is None and min(rows[0].independent, row.independent) > 1
+    ]
+    return [*learned, *(line for run in runs for line in run.notices()), *unlike_text(runs), *(seeds if single else []), *equal]
 
 
 def _rates(row: ComparisonRow) -> str:
@@ -209,7 +218,7 @@ def _tables(comparison: Comparison, names: Sequence[str], shared: Mapping[str, s
             for name in comparison.metrics
             if any(name in difference for difference in others.values())
         ]
-        tests = [_test_text(next(iter(difference.values()))) for difference in others.values()]
+        tests = [_test_text(comparison.rows[0], comparison.rows[number]) for number in others]
         same = len(set(tests)) == 1
         columns += [] if same else [Column("by", tests, "left")]
         tables[f"difference from {names[0]}{f', {tests[0]}' if same else ''}"] = _table(others, names, columns, layout)
@@ -226,10 +235,12 @@ def _table(numbers: Iterable[int], names: Sequence[str], columns: Sequence[Colum
     return terminal_table([first, run, *columns], gap=layout.gap)
 
 
-def _test_text(difference: RowDifference) -> str:
-    if difference.half is None:
-        return "of the same seed" if difference.test == "paired" else "of other seeds"
-    return "seed by seed" if difference.test == "paired" else "Welch's t"
+def _test_text(first: ComparisonRow, row: ComparisonRow) -> str:
+    assert row.difference is not None
+    is_paired = next(iter(row.difference.values())).test == "paired"
+    if min(first.independent, row.independent) == 1:
+        return "of the same seed" if is_paired else "of other seeds"
+    return "seed by seed" if is_paired else "Welch's t"
 
 
 def _title(text: str, layout: TableLayout) -> str:

@@ -18,7 +18,7 @@ class Estimate:
 
     mean: float
     half: float | None
-    """Half the width of the mean's 95% interval; None for a single value."""
+    """Half the width of the mean's 95% interval; None for a single value, and for a difference that is the same for all seeds."""
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Estimate":
@@ -59,9 +59,9 @@ def welch_row_difference(row: Sequence[float], first: Sequence[float]) -> RowDif
 
 def _tested(test: Literal["paired", "welch"], difference: significance_tests.Difference) -> RowDifference:
     mean = float(difference.estimate)
-    if not difference.error > 0:
-        # All seeds have the same values.
-        return RowDifference(mean, 0.0, test, float(mean == 0))
+    # All seeds have the same values, or differ by the same number: no test tells such a difference from chance.
+    if difference.error <= significance_tests.ROUNDING * abs(mean):
+        return RowDifference(mean, None, test, None)
     half = float(difference.half_width((1 + CONFIDENCE) / 2))
     return RowDifference(mean, half, test, min(1.0, 2 * float(min(difference.p_below(), difference.p_above()))))
 

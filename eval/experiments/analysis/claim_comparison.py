@@ -63,7 +63,8 @@ class Comparison:
             deviations = float((varying[0] - varying[0][0]).std(ddof=1)), float((varying[1] - varying[1][0]).std(ddof=1))
             if item is not None:
                 difference = difference.with_items(item["item_error"], item["items"])
-        outcome, reason = _outcome(claim, row, reference, floor, shared=len(seeds), varies=max(deviations) > 0)
+        rounding = significance_tests.ROUNDING * max((abs(value) for value in (*first, *second)), default=0.0)
+        outcome, reason = _outcome(claim, row, reference, floor, shared=len(seeds), varies=bool(max(deviations) > rounding))
         above, below = np.ones((2, 3))
         if outcome == "means" and difference is not None:
             above, below = p_values(claim["kind"], difference, float(claim.get("margin") or 0))
@@ -90,7 +91,8 @@ def _outcome(
         if claim.get("paired") and shared < FEWEST_SEEDS:
             return "none", f"{shared} seeds are shared with {reference.row}; a paired verdict needs {FEWEST_SEEDS}"
         if not varies:
-            return "none", "all seeds have the same values, so that there is no noise to compare with; check that the runs differ"
+            what = "differ by the same value" if claim.get("paired") else "have the same values"
+            return "none", f"all seeds {what}, so that there is no noise to compare with; check that the runs differ"
         return "means", ""
     if row.learned or reference.learned:
         return "shares", ""

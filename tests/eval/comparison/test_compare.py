@@ -111,7 +111,10 @@ def test_intervals_are_those_of_student_and_of_welch(rng: np.random.Generator) -
         low, high = scipy.stats.ttest_1samp(ours, 0).confidence_interval(0.95)
         assert (estimate.mean - (estimate.half or 0), estimate.mean + (estimate.half or 0)) == pytest.approx((low, high))
     assert (Estimate.of([1.0, 1.0]).half, Estimate.of([1.0]).half) == (0, None)
-    assert [correct_for_rows([paired_row_difference([value] * 2)])[0].clear for value in (0.0, 1.0)] == [False, True]
+    # Without variance, no test tells a difference from chance; the last two differ by rounding.
+    for same in ([0.0, 0.0], [1.0, 1.0], [0.31 - 0.29, 0.06 - 0.04]):
+        (difference,) = correct_for_rows([paired_row_difference(same)])
+        assert (difference.half, difference.p, difference.clear) == (None, None, False)
     assert welch_row_difference([1.0, 2.0], [1.0]).half is paired_row_difference([1.0]).p is None
 
 
@@ -163,6 +166,15 @@ def test_a_row_of_a_single_seed_is_noticed(tmp_path: Path) -> None:
     assert re.search(r"^ +run +n  seeds ", shown, re.MULTILINE) and "1  base-0 +1  2  0, 1" in shown
     (difference,) = [row.difference for row in result.rows if row.difference is not None]
     assert (difference["loss"].mean, difference["loss"].half, difference["loss"].test) == (-0.5, None, "welch")
+
+
+def test_a_difference_that_is_the_same_for_all_seeds_is_noticed(tmp_path: Path) -> None:
+    base, fast = several(tmp_path, "base", {0: 2.0, 1: 3.0}), several(tmp_path, "fast", {0: 1.5, 1: 2.5}, **faster())
+    result = compare_runs([*base, *fast])
+    (notice,) = comparison_table.comparison_notices(result.rows)
+    assert notice.startswith("fast-0 +1: no interval and no test of loss, because all seeds have the same values")
+    shown = comparison_table.render_comparison(result, width=80)
+    assert "seed by seed" in shown and "*" not in shown
 
 
 TEXT = {"loss": 2.0, "perplexity": 7.4, "bits_per_byte": 1.5, "tokens": 100, "bytes": 290, "stride": 16}

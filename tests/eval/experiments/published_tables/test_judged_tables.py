@@ -193,6 +193,13 @@ def test_fewer_than_five_seeds_are_not_testable() -> None:
     assert (entry["verdict"], entry["reason"]) == ("not testable", "a has 4 seeds; a verdict needs 5")
 
 
+@pytest.mark.parametrize(("a", "b"), [(0.31, 0.29), (0.06, 0.04)])
+def test_pairs_with_equal_differences_are_not_testable(a: float, b: float) -> None:
+    values = {"a": [0.9, 0.8, 0.7, 0.6, a], "b": [0.88, 0.78, 0.68, 0.58, b]}
+    (entry,) = judged(values, "a > b on val_loss", paired=True)
+    assert entry["verdict"] == "not testable" and entry["reason"].startswith("all seeds differ by the same value")
+
+
 def test_seeds_with_names_are_paired_by_them() -> None:
     values = [("a", "x", 1.0), ("a", "y", 2.1), ("a", "z", 3.0), ("a", "v", 4.0), ("a", "w", 5.0)]
     values += [("b", name, value + 0.1) for _, name, value in reversed(values)]
