@@ -14,7 +14,7 @@ other. The masked tokens depend on the text and the length alone, so that models
 Metrics:
 - loss: nats per masked token; perplexity: e to the loss;
 - accuracy: share of masked tokens for which the right entry is the most likely one;
-- unigram_loss: loss of predicting by the frequencies of the tokens in these files;
+- unigram_loss: loss of predicting by the frequencies of the tokens in these files, without special tokens;
 - predictions: how many there are.
 Examples are documents. Details: length, and with `all` also hidden.
 """
@@ -97,6 +97,8 @@ def score_masked(subject: Loaded, documents: Documents, settings: Settings, prog
     )
     # The training text is not known here. The frequencies of the scored text itself are the best that frequencies can be.
     counts = np.bincount(tokens.ids, minlength=model.config.vocab)
+    special = encoder.special_tokens
+    counts[[special.cls, special.sep, special.end]] = 0  # never predicted
     score = prediction_scorer(to_score, counts)(subject.params)
     metrics = score.record()
     details = {"length": length} | ({"hidden": ALL} if hides_all else {})

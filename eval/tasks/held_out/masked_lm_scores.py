@@ -29,7 +29,7 @@ class MaskedScore:
     masked_nats: float
     hits: float
     unigram_nats: float
-    """Negative log-likelihood of the same tokens by their frequencies in the training text alone."""
+    """Negative log-likelihood of the same tokens by token frequencies alone."""
     predictions: float
     next_nats: float
     next_hits: float
@@ -61,7 +61,8 @@ class MaskedScore:
 
 def score_predictions(inputs: ScoringInputs) -> Callable[[Any], MaskedScore]:
     """Return the scorer of a masked run's text; each row's mask is a function of the row alone."""
-    return prediction_scorer(inputs, inputs.data.counts())
+    # An id that the training text lacks may be in the scored one, so it counts as one.
+    return prediction_scorer(inputs, np.maximum(inputs.data.counts(), 1))
 
 
 def prediction_scorer(inputs: RowsToScore, counts: np.ndarray) -> Callable[[Any], MaskedScore]:
@@ -70,7 +71,7 @@ def prediction_scorer(inputs: RowsToScore, counts: np.ndarray) -> Callable[[Any]
     Row sums are added in float64 on the host, so that the batch size does not affect the result.
 
     Args:
-        counts: number of occurrences of each id in the training text, [V]; 0 is taken as 1.
+        counts: number of occurrences of each id, [V], whose frequencies `unigram_nats` is of; 0 for ids that are no targets.
     """
     model, mesh, rows = inputs.model, inputs.mesh, inputs.rows
     size = device_mesh.round_up_rows(mesh, rows.batch) if are_rows_ordered(rows) else inputs.size
@@ -79,8 +80,8 @@ def prediction_scorer(inputs: RowsToScore, counts: np.ndarray) -> Callable[[Any]
             f"--mesh: its data x fsdp devices do not divide the {rows.batch} streams of rows that continue each other; "
             "choose one that does"
         )
-    occurrences = np.maximum(counts.astype(np.float64), 1)
-    unigram = jnp.asarray(np.log(occurrences.sum()) - np.log(occurrences), jnp.float32)
+    total = counts.sum(dtype=np.float64)
+    unigram = jnp.asarray(np.log(total) - np.log(np.maximum(counts, 1)), jnp.float32)
 
     def row_sums(params: Any, batch: Batch, carry: Any) -> tuple[jax.Array, Any]:
         """Return the `SUMS` of each row, [7, rows], and the model's carry."""

@@ -65,7 +65,7 @@ def scored(kind: str, rows: EncoderRows, build: batches.Build, *, batch: int, de
     net, params = model_of(kind)
     mesh = device_mesh.make_mesh(run_config.Mesh(**axes), jax.devices()[:devices])
     inputs = RowsToScore(model=net, mesh=mesh, rows=rows, build=build, batch=batch, dtype=jnp.float32)
-    score = prediction_scorer(inputs, COUNTS)(params)
+    score = prediction_scorer(inputs, np.maximum(COUNTS, 1))(params)
     return {name: getattr(score, name) for name in SUMS}
 
 
