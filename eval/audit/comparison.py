@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,16 @@ SINCE_LAST_ROW = ("skipped", "spikes")
 """Counts of the steps since the row before, of which a start in the middle of these steps sees only a part."""
 LARGEST_OF_SCORES = 1e-4
 """Largest relative difference of a score other than a loss between kinds of hardware: perplexity is an exponential of a loss."""
+LARGEST_SHARE = 0.01
+"""Share of items of which the most probable predictions may differ between kinds of hardware, by rounding. A score of predictions
+may differ by this share of its scale."""
+OF_PREDICTIONS = re.compile(
+    r"accuracy|f1|exact|matthews|bleu|chrf|rouge|(predicted|unended|truncated)_share|mrr|ndcg|map|recall|precision"
+    r"|v_measure|homogeneity|completeness"
+)
+"""Part of the name of a score of predictions: of the most probable classes, words and texts, of ranks, or of clusters."""
+SCALES = {"bleu": 100.0, "chrf": 100.0, "matthews": 2.0}
+"""Scales of scores of predictions; that of the others is 1."""
 LARGEST_LIST = 3
 """Number of differences that a message names."""
 
@@ -45,7 +56,8 @@ def values_problem(stored: Any, computed: Any, *, bits: bool, scores: bool = Fal
 
     Args:
         bits: compare all numbers exactly; else only whole numbers and texts exactly, losses within `LARGEST_DIFFERENCE`, and
-            other numbers only if they are `scores`, within `LARGEST_OF_SCORES`.
+            other numbers only if they are `scores`, within `LARGEST_OF_SCORES`, or those `OF_PREDICTIONS` within `LARGEST_SHARE`
+            of their scale.
         ignored: keys that are not compared.
     """
     old, new = (dict(_flat(value, "", ignored)) for value in (stored, computed))
@@ -91,7 +103,9 @@ def _agree(name: str, old: Any, new: Any, *, bits: bool, scores: bool) -> bool:
     name = name.removeprefix("metrics.")
     if name == "loss" or name.startswith("terms."):
         return math.isclose(old, new, rel_tol=LARGEST_DIFFERENCE)
-    return not scores or math.isclose(old, new, rel_tol=LARGEST_OF_SCORES)
+    # The factor allows for the rounding of a difference of exactly this share.
+    largest = LARGEST_SHARE * SCALES.get(name, 1.0) * (1 + 1e-9) if OF_PREDICTIONS.search(name) else 0.0
+    return not scores or math.isclose(old, new, rel_tol=LARGEST_OF_SCORES, abs_tol=largest)
 
 
 def _row_name(row: Mapping[str, Any]) -> str:

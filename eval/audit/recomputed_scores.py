@@ -3,7 +3,7 @@
 import numpy as np
 
 from eval.audit.audit_types import Check, passed_or_failed
-from eval.audit.comparison import LARGEST_OF_SCORES, array_problem, values_problem
+from eval.audit.comparison import LARGEST_OF_SCORES, LARGEST_SHARE, SCALES, array_problem, values_problem
 from eval.audit.run_digests import Manifests
 from eval.tasks.held_out.language_model_scores import TextScore
 from eval.tasks.held_out.masked_lm_scores import MaskedScore
@@ -14,16 +14,13 @@ from train.run.run_dir import RunDir
 from train.weights.load import restore_params
 from zoo.errors import BadInput
 
-LARGEST_SHARE = 0.01
-"""Share of items of which the most probable predictions may differ between kinds of hardware, by rounding."""
-
 
 def check_scores(folder: RunDir, prepared: PreparedRun, manifests: Manifests, best: Manifests, *, bits: bool) -> list[Check]:
     """Score the checkpoint that scores.json belongs to again, and compare; none if the run has no score yet.
 
     Args:
         prepared: the run with its data.
-        bits: compare all numbers exactly; else losses within the bound.
+        bits: compare all numbers exactly; else within the bounds of `values_problem`.
     """
     stored = read_result(folder.scores)
     if stored is None:
@@ -61,14 +58,15 @@ def outcomes_check(folder: RunDir, name: str, computed: Outcomes, *, bits: bool)
             title, "failed", f"bleu is {'not ' if stored.bleu is None else ''}stored, unlike in the outcomes of the task"
         )
     names = ("count", *(("right", "nats", "bleu") if bits else ()))
-    share = np.mean(~np.isclose(stored.right, computed.right, equal_nan=True)) if len(stored.id) else 0.0
-    if not bits and share > LARGEST_SHARE:
-        return Check(title, "failed", f"right differs in {share:.2%} of the items")
-    near = () if bits else ("nats", "bleu")
-    for name in near:
+    # A text that differs changes the contributions of all texts to BLEU a little.
+    near = {} if bits else {"right": 1e-8, "bleu": LARGEST_SHARE * SCALES["bleu"]}
+    for name, largest in near.items():
         old, new = getattr(stored, name), getattr(computed, name)
-        if old is not None and not np.allclose(old, new, rtol=LARGEST_OF_SCORES, equal_nan=True):
-            return Check(title, "failed", f"{name} of items differ by more than {LARGEST_OF_SCORES:g}")
+        share = np.mean(~np.isclose(old, new, atol=largest, equal_nan=True)) if old is not None and len(old) else 0.0
+        if share > LARGEST_SHARE:
+            return Check(title, "failed", f"{name} differs in {share:.2%} of the items")
+    if not bits and not np.allclose(stored.nats, computed.nats, rtol=LARGEST_OF_SCORES, equal_nan=True):
+        return Check(title, "failed", f"nats of items differ by more than {LARGEST_OF_SCORES:g}")
     arrays: list[dict[str, np.ndarray]] = [
         {field: value for field in names if (value := getattr(own, field)) is not None} for own in (stored, computed)
     ]

@@ -6,15 +6,16 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from filelock import FileLock
 
-from eval.audit import audit_run, comparison, hardware
+from eval.audit import audit_run, comparison, hardware, recomputed_scores
 from eval.audit.audit_types import Interval, choose_intervals, describe_coverage
 from tests.support import forgeries
 from tests.support.audited_runs import STEPS, audit, copied, edit_json, edit_rows, evaluated, extended, findings, reseal, trained
 from tests.support.commands import call, printed, snapshot
-from train.run.item_outcomes import HELD_OUT, read_outcomes, write_outcomes
+from train.run.item_outcomes import HELD_OUT, Outcomes, read_outcomes, write_outcomes
 from train.run.metrics_file import read_starts
 from train.run.run_dir import RunDir
 from zoo.errors import BadInput
@@ -248,6 +249,30 @@ def test_rows_are_compared_to_the_bit_or_within_the_bound() -> None:
     assert "skipped" in comparison.row_problem([row], [row | {"skipped": 0}], bits=False)
     assert comparison.row_problem([row], [row | {"skipped": 0}], bits=True, partial="train 2") == ""
     assert comparison.row_problem([row, row], [row], bits=True) == "there are 2 rows, and the run writes 1"
+
+
+@pytest.mark.planted(9)
+def test_scores_of_predictions_may_differ_by_the_share_of_items_that_may(tmp_path: Path) -> None:
+    """The last values are forgeries."""
+    scores = {"loss": 2.0, "perplexity": 7.4, "accuracy": 0.80, "accuracy_stderr": 0.02, "bleu": 30.0, "matthews": 0.6}
+    entry = {"metrics": scores, "examples": 500}
+
+    def problem(changed: dict[str, float], bits: bool = False) -> str:
+        return comparison.values_problem(entry, {**entry, "metrics": scores | changed}, bits=bits, scores=True)
+
+    assert problem({"accuracy": 0.81, "accuracy_stderr": 0.021, "bleu": 30.9, "matthews": 0.581, "perplexity": 7.4001}) == ""
+    for name, value in {"accuracy": 0.811, "bleu": 31.1, "matthews": 0.579, "perplexity": 7.41, "loss": 2.0001}.items():
+        assert problem({name: value}).startswith(f"metrics.{name} is {scores[name]}, and computed again {value}")
+    assert problem({"accuracy": 0.802}, bits=True).startswith("metrics.accuracy is 0.8")
+    right, bleu = np.arange(500) % 2.0, np.linspace(0, 90, 500)
+    computed = Outcomes.of([f"a:{number}" for number in range(500)], right, np.ones(500), bleu=bleu)
+    for name, largest, differences in (("right", 5, 1.0), ("bleu", 5, 20.0), ("bleu", 500, 0.3)):
+        for count, factor in ((largest, 1), (min(largest + 1, 500), 10)):
+            change = np.where(np.arange(500) < count, factor * differences, 0)
+            write_outcomes(RunDir(tmp_path), "task", dataclasses.replace(computed, **{name: getattr(computed, name) + change}))
+            check = recomputed_scores.outcomes_check(RunDir(tmp_path), "task", computed, bits=False)
+            assert check.result == ("passed" if factor == 1 else "failed"), (name, count, check)
+            assert recomputed_scores.outcomes_check(RunDir(tmp_path), "task", computed, bits=True).result == "failed"
 
 
 def test_a_run_without_an_intact_checkpoint_is_refused() -> None:
