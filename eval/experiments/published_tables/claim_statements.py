@@ -90,7 +90,7 @@ def _claim(values: Mapping[str, Any]) -> Claim:
 
 
 def check_claims(claims: Sequence[Claim], values: Mapping[str, set[str]]) -> None:
-    """Refuse claims that a table cannot answer because of their names, margins or metrics.
+    """Refuse claims that a table cannot answer because of their names, references, margins or metrics.
 
     Args:
         values: row -> its metrics.
@@ -105,6 +105,10 @@ def check_claims(claims: Sequence[Claim], values: Mapping[str, set[str]]) -> Non
         raise BadInput(f'claim "{twice[0]}": it is stated twice; leave one out, since each p value is adjusted for their number')
     for claim in claims:
         start = f'claim "{claim.id}"'
+        if not claim.reference:
+            raise BadInput(f"{start}: reference is empty; name at least one row to compare {claim.row} with")
+        if twice := [row for place, row in enumerate(claim.reference) if row in claim.reference[:place]]:
+            raise BadInput(f"{start}: reference has {twice[0]} twice; leave one out")
         for row in (claim.row, *claim.reference):
             require_name(row, [*values], f"{start}: row {row}", "row")
         if claim.row in claim.reference:

@@ -127,7 +127,7 @@ def test_wrong_tables_are_refused_in_one_line(tmp_path: Path, capsys: pytest.Cap
         assert_refused(capsys, tmp_path, {name: (("judge", *argv), pattern) for name, (argv, pattern) in cases.items()})
 
 
-@pytest.mark.planted(20)
+@pytest.mark.planted(22)
 def test_wrong_claims_are_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with in_folder(tmp_path):
         Path("t.csv").write_text(HEAD + LONG)
@@ -142,6 +142,7 @@ def test_wrong_claims_are_refused_in_one_line(tmp_path: Path, capsys: pytest.Cap
             ("bad", "{"),
             ("shape", [{"row": "a"}]),
             ("field", [dict(kind="less", metric="loss", row="a", reference="b", margn=1)]),
+            ("alone", [dict(kind="less", metric="loss", row="a", reference=[])]),
         ):
             Path(f"{name}.json").write_text(content if isinstance(content, str) else json.dumps(content))
         Path("done").mkdir()
@@ -173,6 +174,14 @@ def test_wrong_claims_are_refused_in_one_line(tmp_path: Path, capsys: pytest.Cap
             ),
             "no such control": (claim("a < b on loss", "--control", "x"), "--control x: there is no such row"),
             "one row": (claim("a < a on loss"), 'claim "a < a on loss": compares a with itself; name two rows'),
+            "no reference": (
+                ("t.csv", "--claims", "alone.json"),
+                'claim "a <  on loss": reference is empty; name at least one row to compare a with',
+            ),
+            "a reference twice": (
+                claim("a < b, b on loss"),
+                'claim "a < b, b on loss": reference has b twice; leave one out',
+            ),
             "no form": (claim("a better than b"), "--claim 'a better than b': write \"ROW < ROW on METRIC margin NUMBER"),
             "no number": (claim("a < b on loss margin x"), "--claim 'a < b on loss margin x': margin x is no number"),
             "no margin": (claim("a = b on loss"), 'claim "a = b on loss": margin 0: an equivalence needs a margin above 0'),
