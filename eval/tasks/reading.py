@@ -48,7 +48,8 @@ class Word(NamedTuple):
 
     where: str
     """file:line."""
-    item: str
+    sentence: tuple[str, str]
+    """File and item."""
     word: str
     length: float
     frequency: float
@@ -60,7 +61,7 @@ def read_words(names: Sequence[str], settings: Settings) -> list[Word]:
     """Read the words of all files.
 
     Raises:
-        BadInput: no such column, a cell that is no number, or no measure, by file and line.
+        BadInput: no such column, a short row, a cell that is no number, or no measure, by file and line.
     """
     words: list[Word] = []
     for file in task_data_files.find_data_files(names, (".csv", ".tsv")):
@@ -73,9 +74,11 @@ def read_words(names: Sequence[str], settings: Settings) -> list[Word]:
             raise BadInput(f"{file}: {wrong}; its header has {', '.join(columns) or 'nothing'}")
         for row in rows:
             where = f"{file}:{rows.line_num}"
+            if None in (row["item"], row["word"]):
+                raise BadInput(f"{where}: has fewer cells than the header; correct the line")
             times = {name: _number(row[name], where, name) for name in TIMES if (row.get(name) or "").strip()}
             length, frequency = (_number(row[name], where, name) for name in NUMBERS)
-            words.append(Word(where, row["item"], row["word"].strip(), length, frequency, times))
+            words.append(Word(where, (str(file), row["item"]), row["word"].strip(), length, frequency, times))
     if not words:
         raise BadInput(f"--files {names[0]}: holds no words after its header; write some")
     return first(words, settings.limit)
@@ -90,7 +93,7 @@ def score_words(subject: Loaded, words: Sequence[Word], settings: Settings, prog
     method = find_method(subject, settings.likelihood)
     texts, before = [], ""
     for number, word in enumerate(words):
-        before = before if number and words[number - 1].item == word.item else ""
+        before = before if number and words[number - 1].sentence == word.sentence else ""
         texts.append((before, f" {word.word}" if before else word.word))
         before += texts[-1][1]
     results = text_likelihoods(
@@ -106,7 +109,7 @@ def score_words(subject: Loaded, words: Sequence[Word], settings: Settings, prog
     surprisal = np.array([result.nats for result in results])
     measures = [name for name in TIMES if any(name in word.times for word in words)]
     gains = {name: explained_gain(words, surprisal, name) for name in measures}
-    details: dict[str, Any] = {"sentences": len({word.item for word in words}), "likelihood": method}
+    details: dict[str, Any] = {"sentences": len({word.sentence for word in words}), "likelihood": method}
     return Result(
         {"gain": float(np.mean([*gains.values()])), **gains}, len(words), details, items=method_items(method, settings.orders)
     )
@@ -122,7 +125,7 @@ def explained_gain(words: Sequence[Word], surprisal: np.ndarray, measure: str) -
     chosen = [
         number
         for number, word in enumerate(words)
-        if measure in word.times and (not spills or (number and words[number - 1].item == word.item))
+        if measure in word.times and (not spills or (number and words[number - 1].sentence == word.sentence))
     ]
     places = [np.array(chosen, np.int64)] + ([np.array(chosen, np.int64) - 1] if spills else [])
     table = np.array([[word.length, word.frequency] for word in words], np.float64)
@@ -134,7 +137,8 @@ def explained_gain(words: Sequence[Word], surprisal: np.ndarray, measure: str) -
         raise BadInput(f"{words[0].where}: {len(chosen)} words with {measure}, fewer than a regression needs; name a larger file")
     times = np.array([words[number].times[measure] for number in chosen])
     rest, with_surprisal = (_residual(np.stack(columns, 1), times) for columns in (baseline, added))
-    return 100 * (1 - with_surprisal / rest) if rest > 0 else 0.0
+    # The rest of constant times is a rounding error.
+    return 100 * (1 - with_surprisal / rest) if rest > 1e-12 * (times**2).sum() else 0.0
 
 
 def _residual(columns: np.ndarray, values: np.ndarray) -> float:

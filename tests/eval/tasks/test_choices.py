@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from eval.inference.likelihood import encode
+from eval.inference.likelihood import Likelihood, encode
 from eval.tasks import choices, reading, word_ratios
 from eval.tasks.task import Settings
 from tests.support.text_tasks import quiet, scored, subject, tokenizer, write
@@ -172,7 +172,36 @@ def test_surprisal_explains_reading_times_that_depend_on_it(rng: np.random.Gener
     assert metrics["self_paced_reading_time"] == pytest.approx(100 * (with_it - without) / (1 - without), rel=1e-4)
     assert metrics["gain"] == pytest.approx((metrics["RTfirstpass"] + metrics["self_paced_reading_time"]) / 2)
     assert reading.explained_gain(data, np.roll(surprisal, 1), "RTfirstpass") < gain / 2
-    for content, message in (("item,word\n", "no column length"), (f"{','.join(header)}\n1,a,b,1,,3\n", "column length has 'b'")):
+    for content, message in (
+        ("item,word\n", "no column length"),
+        (f"{','.join(header)}\n1,a,b,1,,3\n", "column length has 'b'"),
+        ("item,length,frequency,RTfirstpass,word\n1,1,1,300,a\n1,1,1,300\n", "a.csv:3: has fewer cells than the header; correct"),
+    ):
         file.write_text(content)
         with pytest.raises(BadInput, match=message):
             reading.TASK.read([str(file)], Settings())
+
+
+@pytest.mark.planted(2)
+def test_sentences_end_with_files_and_constant_times_leave_nothing(
+    rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        rows = [f"1,w,{rng.integers(1, 9)},{rng.normal()},300.1,{rng.normal()}" for _ in range(12)]
+        header = "item,word,length,frequency,RTgopast,self_paced_reading_time"
+        (tmp_path / f"{name}.csv").write_text("\n".join([header, *rows]))
+    words = reading.TASK.read([str(tmp_path)], Settings())
+    surprisal = rng.normal(size=24)
+    contexts: list[str] = []
+
+    def likelihoods(_: Any, texts: list[tuple[str, str]], **options: Any) -> list[Any]:
+        contexts.extend(context for context, _ in texts)
+        return [Likelihood(nats=nats, tokens=1, greedy=False) for nats in surprisal]
+
+    monkeypatch.setattr(reading, "text_likelihoods", likelihoods)
+    result = reading.TASK.score(subject(), words, Settings(), quiet)
+    assert [number for number, context in enumerate(contexts) if not context] == [0, 12] and result.details["sentences"] == 2
+    # The first word of a file has no word before it, so its time is not in the regression.
+    words[12] = words[12]._replace(times={**words[12].times, "self_paced_reading_time": 99.0})
+    assert reading.TASK.score(subject(), words, Settings(), quiet).metrics == result.metrics
+    assert result.metrics["RTgopast"] == 0 != result.metrics["self_paced_reading_time"]
