@@ -40,6 +40,8 @@ SELF_PACED = "self_paced_reading_time"
 TIMES = (SELF_PACED, "RTfirstfix", "RTfirstpass", "RTgopast", "RTrightbound")
 """Measures of time: self-paced reading, and durations of first fixation, first pass, go-past and right-bounded reading."""
 NUMBERS = ("length", "frequency")
+PREDICTORS = 5
+"""Columns of a regression with surprisal: a constant, length, frequency, their product, and surprisal."""
 LARGEST_FILE = 1 << 26
 
 
@@ -61,7 +63,8 @@ def read_words(names: Sequence[str], settings: Settings) -> list[Word]:
     """Read the words of all files.
 
     Raises:
-        BadInput: no such column, a short row, a cell that is no number, or no measure, by file and line.
+        BadInput: no such column, a short row, a cell that is no number, or no measure, by file and line; too few words for a
+            regression, by the limit if it is the cause.
     """
     words: list[Word] = []
     for file in task_data_files.find_data_files(names, (".csv", ".tsv")):
@@ -81,14 +84,19 @@ def read_words(names: Sequence[str], settings: Settings) -> list[Word]:
             words.append(Word(where, (str(file), row["item"]), row["word"].strip(), length, frequency, times))
     if not words:
         raise BadInput(f"--files {names[0]}: holds no words after its header; write some")
-    return first(words, settings.limit)
+    if problem := _too_few(words):
+        raise BadInput(f"--files {names[0]}: {problem}; name a larger file")
+    chosen = first(words, settings.limit)
+    if problem := _too_few(chosen):
+        raise BadInput(f"--limit {settings.limit}: {problem}; choose more words, or 0 for all")
+    return chosen
 
 
 def score_words(subject: Loaded, words: Sequence[Word], settings: Settings, progress: Progress) -> Result:
     """Compute the surprisal of each word, and what it adds to a regression.
 
     Raises:
-        BadInput: a sentence longer than the model's positions, or too few words for the regression; see also `find_method`.
+        BadInput: a sentence longer than the model's positions; see also `find_method`.
     """
     method = find_method(subject, settings.likelihood)
     texts, before = [], ""
@@ -107,8 +115,7 @@ def score_words(subject: Loaded, words: Sequence[Word], settings: Settings, prog
         progress=progress,
     )
     surprisal = np.array([result.nats for result in results])
-    measures = [name for name in TIMES if any(name in word.times for word in words)]
-    gains = {name: explained_gain(words, surprisal, name) for name in measures}
+    gains = {name: explained_gain(words, surprisal, name) for name in _measures(words)}
     details: dict[str, Any] = {"sentences": len({word.sentence for word in words}), "likelihood": method}
     return Result(
         {"gain": float(np.mean([*gains.values()])), **gains}, len(words), details, items=method_items(method, settings.orders)
@@ -116,29 +123,40 @@ def score_words(subject: Loaded, words: Sequence[Word], settings: Settings, prog
 
 
 def explained_gain(words: Sequence[Word], surprisal: np.ndarray, measure: str) -> float:
-    """Return the percentage of the remaining variance of a measure that surprisal explains.
-
-    Raises:
-        BadInput: no more words with this time than predictors.
-    """
-    spills = measure == SELF_PACED
-    chosen = [
-        number
-        for number, word in enumerate(words)
-        if measure in word.times and (not spills or (number and words[number - 1].sentence == word.sentence))
-    ]
-    places = [np.array(chosen, np.int64)] + ([np.array(chosen, np.int64) - 1] if spills else [])
+    """Return the percentage of the remaining variance of a measure that surprisal explains."""
+    chosen = _regressed(words, measure)
+    places = [chosen, chosen - 1] if measure == SELF_PACED else [chosen]
     table = np.array([[word.length, word.frequency] for word in words], np.float64)
     baseline = [np.ones(len(chosen))]
     for at in places:
         baseline += [table[at, 0], table[at, 1], table[at, 0] * table[at, 1]]
     added = [*baseline, *(surprisal[at] for at in places)]
-    if len(chosen) <= len(added):
-        raise BadInput(f"{words[0].where}: {len(chosen)} words with {measure}, fewer than a regression needs; name a larger file")
     times = np.array([words[number].times[measure] for number in chosen])
     rest, with_surprisal = (_residual(np.stack(columns, 1), times) for columns in (baseline, added))
     # The rest of constant times is a rounding error.
     return 100 * (1 - with_surprisal / rest) if rest > 1e-12 * (times**2).sum() else 0.0
+
+
+def _measures(words: Sequence[Word]) -> list[str]:
+    return [name for name in TIMES if any(name in word.times for word in words)]
+
+
+def _regressed(words: Sequence[Word], measure: str) -> np.ndarray:
+    """Return the numbers of the words with a time; of self-paced reading only those after another one of their sentence."""
+    numbers = [number for number, word in enumerate(words) if measure in word.times]
+    if measure == SELF_PACED:
+        numbers = [number for number in numbers if number and words[number - 1].sentence == words[number].sentence]
+    return np.array(numbers, np.int64)
+
+
+def _too_few(words: Sequence[Word]) -> str:
+    """Return which measure has no more words than its regression has columns, as text; "" if none has."""
+    counts = {name: len(_regressed(words, name)) for name in _measures(words)}
+    for name, count in counts.items():
+        columns = 2 * PREDICTORS - 1 if name == SELF_PACED else PREDICTORS
+        if count <= columns:
+            return f"{count} words with {name}, and its regression needs {columns + 1}"
+    return "" if counts else f"no word has a time of {', '.join(TIMES)}"
 
 
 def _residual(columns: np.ndarray, values: np.ndarray) -> float:

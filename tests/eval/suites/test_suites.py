@@ -62,6 +62,8 @@ def test_a_suite_has_a_table_with_its_mean_and_an_entry_for_each_task(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = babylm(tmp_path / "data")
+    with pytest.raises(BadInput, match="--limit 3: 3 words with RTfirstfix, and its regression needs 6; "):
+        suite(tmp_path / "no model, which would be refused later", "babylm", data, limit=3)
     assert suite(run, "babylm", data, as_json=True) == 0
     table = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in table["rows"]] == ["blimp", "supplement", "ewok", "entity_tracking", "wug", "comps", "reading"]

@@ -182,6 +182,27 @@ def test_surprisal_explains_reading_times_that_depend_on_it(rng: np.random.Gener
             reading.TASK.read([str(file)], Settings())
 
 
+@pytest.mark.planted(5)
+def test_too_few_words_are_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
+    """A regression has 5 columns, that of self-paced reading 9; the first word of a sentence has none before it."""
+    file = tmp_path / "a.csv"
+
+    def read(count: int, measure: str, limit: int = 0, time: str = "300") -> int:
+        rows = [f"1,w,1,{number},{time}" for number in range(count)]
+        file.write_text("\n".join([f"item,word,length,frequency,{measure}", *rows]))
+        return len(reading.TASK.read([str(file)], Settings(limit=limit)))
+
+    for measure, fewest in (("RTgopast", 6), ("self_paced_reading_time", 11)):
+        assert read(fewest, measure) == read(20, measure, fewest) == fewest
+        few = f"{5 if fewest == 6 else 9} words with {measure}, and its regression needs {6 if fewest == 6 else 10}"
+        with pytest.raises(BadInput, match=rf"--files .*a\.csv: {few}; name a larger file"):
+            read(fewest - 1, measure, 1)
+        with pytest.raises(BadInput, match=f"--limit {fewest - 1}: {few}; choose more words, or 0 for all"):
+            read(20, measure, fewest - 1)
+    with pytest.raises(BadInput, match=r"--files .*a\.csv: no word has a time of self_paced_reading_time, RTfirstfix, "):
+        read(20, "RTgopast", time="")
+
+
 @pytest.mark.planted(2)
 def test_sentences_end_with_files_and_constant_times_leave_nothing(
     rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
