@@ -107,7 +107,8 @@ def score_questions(subject: Loaded, questions: Sequence[Question], settings: Se
     outcomes = Outcomes.of(
         (question.where for question in questions), np.array(right["accuracy"]), np.array(_right_nats(questions, results))
     )
-    return Result(metrics, len(questions), details, items=method_items(method, settings.orders), outcomes=outcomes)
+    items = method_items(method, settings.orders) | ({"prefix": settings.prefix} if settings.pmi else {})
+    return Result(metrics, len(questions), details, items=items, outcomes=outcomes)
 
 
 def question_credit(scores: Sequence[float], label: int) -> float:

@@ -55,6 +55,7 @@ def test_choices_are_compared_by_each_normalization_and_groups_weigh_the_same(tm
         assert result.metrics[name] == pytest.approx((group + rows[2][name]) / 2)
     assert result.examples == 3 and result.metrics["groups"] == 2 and result.details["likelihood"] == "causal"
     assert result.outcomes.right.tolist() == [row["accuracy"] for row in rows]
+    assert result.items == {"prefix": "Answer:"} and score(file).items == {}
     assert "accuracy_pmi" not in score(file).metrics
     assert score(file, limit=1).examples == 2
     assert choices.question_credit([1.0, 1.0, 0.0], 1) == 0.5 and choices.question_credit([1.0, 2.0], 0) == 0
